@@ -1,0 +1,47 @@
+# Everything runs from one virtual environment, .venv, made from what python3 brings along.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: run test test-slow lint format lock clean
+
+run: .venv/serve  ## serve on 127.0.0.1:8080 with an embedded Valkey
+	$(BIN)/pythonricing serve
+
+test: lint  ## lint, types and every test that needs neither root nor containers
+	$(BIN)/pytest -m "not slow"
+
+test-slow: .venv/dev  ## the tests that need minutes, a browser or containers
+	$(BIN)/pytest -m slow
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## resolve the dependencies anew; needs uv
+	uv pip compile --upgrade --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
+		--all-extras pyproject.toml --output-file requirements/dev.lock
+	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
+		--extra embedded --constraint requirements/dev.lock pyproject.toml --output-file requirements/serve.lock
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The stamps are files in .venv, so that a changed lock file installs again and nothing else does.
+.venv/serve: requirements/serve.lock pyproject.toml | .venv/bin/python
+	$(PIP) install --require-hashes --requirement requirements/serve.lock
+	$(PIP) install --no-deps --editable .
+	touch $@
+
+.venv/dev: requirements/dev.lock pyproject.toml | .venv/bin/python
+	$(PIP) install --require-hashes --requirement requirements/dev.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@ .venv/serve

@@ -1,0 +1,1 @@
+"""A counter service that admits exactly N requests."""
