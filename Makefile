@@ -43,5 +43,5 @@ clean:
 
 .venv/dev: requirements/dev.lock pyproject.toml | .venv/bin/python
 	$(PIP) install --require-hashes --requirement requirements/dev.lock
-	$(PIP) install --no-deps --no-build-isolation --editable .
+	$(PIP) install --no-deps --editable .
 	touch $@ .venv/serve

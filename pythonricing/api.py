@@ -1,0 +1,298 @@
+"""HTTP in, HTTP out: the endpoints as plain ASGI callables, and the JSON that they read and write."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+import msgspec
+
+from pythonricing.counters import DEFAULT, KeyReused, Overloaded
+from pythonricing.settings import MAX_COUNT, Limit
+from pythonricing.stores.base import NoSuchCounter, StateLost, StoreRejected, StoreUnavailable
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from pythonricing.counters import Counters
+    from pythonricing.stores.base import Counter
+
+#: Bytes of a request's body, at most.
+MAX_BODY = 4096
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+KEY = re.compile(rb"[!-~]{1,255}")
+SIZE = re.compile(r"[0-9]{1,16}")
+
+JSON = (b"content-type", b"application/json")
+PROBLEM_JSON = (b"content-type", b"application/problem+json")
+NO_STORE = (b"cache-control", b"no-store")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Claimed(msgspec.Struct):
+    """An admitted claim of n numbers owns `request_count - n + 1` to `request_count`."""
+
+    request_count: int
+    limit: int
+
+
+class CounterView(msgspec.Struct):
+    """A counter as it is read."""
+
+    name: str
+    count: int
+    limit: int
+    remaining: int
+    halted: bool
+
+
+class CounterChange(msgspec.Struct, forbid_unknown_fields=True):
+    """What PUT takes."""
+
+    limit: Limit
+
+
+class Health(msgspec.Struct):
+    """What the probes say when all is well."""
+
+    status: str
+
+
+class Problem(Exception):
+    """An answer that says what is wrong, as RFC 9457 describes it. `extra` adds fields of its own."""
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        *,
+        kind: str = "about:blank",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        **extra: Any,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = {"type": kind, "title": title, "status": status, "detail": detail, **extra}
+
+    async def send(self, send: Send) -> None:
+        await respond(send, self.status, _encode(self.body), PROBLEM_JSON, NO_STORE, *self.headers)
+
+
+def halted(name: str, size: int, request_count: int, limit: int) -> Problem:
+    return Problem(
+        429,
+        "Halted",
+        f"{request_count} of {limit} are taken on counter {name}: no room for {size} more",
+        kind="urn:pythonricing:halted",
+        request_count=request_count,
+        limit=limit,
+    )
+
+
+def explain(error: Exception, name: str) -> Problem:
+    """The answer to what the heart raises."""
+    match error:
+        case NoSuchCounter():
+            return Problem(
+                404, "No such counter", f"there is no counter {name}", kind="urn:pythonricing:no-such-counter"
+            )
+        case KeyReused():
+            return _unprocessable("the Idempotency-Key was used before for a claim with another n")
+        case StateLost():
+            return Problem(
+                503,
+                "State lost",
+                f"the store has lost what counter {name} had counted; an operator must set or reset it",
+                kind="urn:pythonricing:state-lost",
+                headers=((b"retry-after", b"60"),),
+            )
+        case Overloaded() | StoreUnavailable() | StoreRejected():
+            return Problem(
+                503,
+                "Store unavailable",
+                str(error),
+                kind="urn:pythonricing:store-unavailable",
+                headers=((b"retry-after", b"1"),),
+            )
+        case _:
+            raise error
+
+
+def _unprocessable(detail: str) -> Problem:
+    return Problem(422, "Unprocessable", detail, kind="urn:pythonricing:unprocessable")
+
+
+async def respond(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*headers, (b"content-length", b"%d" % len(body))],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """The request's body. Raises Problem 413 for one over MAX_BODY bytes, without reading on."""
+    too_large = Problem(413, "Content too large", f"a body has at most {MAX_BODY} bytes")
+    for header, value in scope["headers"]:
+        if header == b"content-length" and (not value.isdigit() or int(value) > MAX_BODY):
+            raise too_large
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "Bad request", "the connection was closed before the body was complete")
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise too_large
+        more = message.get("more_body", False)
+    return body
+
+
+def _size(query: bytes) -> int:
+    """The `n` of a claim's query string."""
+    values = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("n", ["1"])
+    if len(values) != 1 or not SIZE.fullmatch(values[0]) or not 1 <= int(values[0]) <= MAX_COUNT:
+        raise _unprocessable(f"n must be one whole number from 1 to {MAX_COUNT}")
+    return int(values[0])
+
+
+class Endpoint:
+    """An ASGI endpoint that answers what it raises."""
+
+    def __init__(self, counters: Counters) -> None:
+        self.counters = counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope["path_params"].get("name", DEFAULT)
+        try:
+            await self.answer(name, scope, receive, send)
+        except Problem as problem:
+            await problem.send(send)
+        except Exception as error:
+            await explain(error, name).send(send)
+
+    async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+
+class Claim(Endpoint):
+    """`GET /`, `POST /`, `POST /counters/{name}?n=1`: a claim. `HEAD /` is answered and counts nothing."""
+
+    async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await respond(send, 200, b"", JSON, NO_STORE)
+            return
+        size = _size(scope["query_string"]) if scope["query_string"] else 1
+        key = None
+        for header, value in scope["headers"]:
+            if header == b"idempotency-key":
+                if key is not None or not KEY.fullmatch(value):
+                    raise _unprocessable("Idempotency-Key must be 1 to 255 visible ASCII characters, given once")
+                key = value.decode("ascii")
+            elif header in (b"content-length", b"transfer-encoding") and value != b"0":
+                await read_body(scope, receive)
+        answer = await self.counters.claim(name, size, key)
+        if not answer.admitted:
+            raise halted(name, size, answer.request_count, answer.limit)
+        await respond(send, 200, _encode(Claimed(answer.request_count, answer.limit)), JSON, NO_STORE)
+
+
+class Manage(Endpoint):
+    """`/counters/{name}`: POST claims, GET reads, PUT creates or changes, DELETE forgets."""
+
+    def __init__(self, counters: Counters, admin_token: str | None) -> None:
+        super().__init__(counters)
+        self._claim = Claim(counters)
+        self._admin_token = admin_token
+
+    async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        valid = NAME.fullmatch(name) is not None
+        match scope["method"]:
+            case "PUT":
+                self._authorize(scope)
+                if not valid:
+                    raise _unprocessable("a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+                await self._put(name, scope, receive, send)
+            case "DELETE":
+                self._authorize(scope)
+                if not valid:
+                    raise NoSuchCounter(name)
+                await self.counters.delete(name)
+                await send({"type": "http.response.start", "status": 204, "headers": [NO_STORE]})
+                await send({"type": "http.response.body", "body": b""})
+            case method:
+                if not valid:
+                    raise NoSuchCounter(name)
+                if method == "POST":
+                    await self._claim.answer(name, scope, receive, send)
+                else:
+                    await respond(send, 200, _view(await self.counters.read(name)), JSON, NO_STORE)
+
+    async def _put(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive)
+        try:
+            change = msgspec.json.decode(body, type=CounterChange)
+        except msgspec.DecodeError as error:
+            raise _unprocessable(f'the body must be like {{"limit": 500}}: {error}') from None
+        counter, created = await self.counters.put(name, change.limit)
+        await respond(send, 201 if created else 200, _view(counter), JSON, NO_STORE)
+
+    def _authorize(self, scope: Scope) -> None:
+        if self._admin_token is None:
+            raise Problem(403, "Forbidden", "no admin token is configured: counters can't be changed over HTTP")
+        given = [value for header, value in scope["headers"] if header == b"authorization"]
+        scheme, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token, self._admin_token.encode()):
+            raise Problem(
+                401,
+                "Unauthorized",
+                "changing a counter needs the admin token as a bearer token",
+                headers=((b"www-authenticate", b"Bearer"),),
+            )
+
+
+def _view(counter: Counter) -> bytes:
+    remaining = max(0, counter.limit - counter.count)
+    return _encode(CounterView(counter.name, counter.count, counter.limit, remaining, remaining == 0))
+
+
+class Live(Endpoint):
+    """`GET /livez`: this process answers."""
+
+    async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, 200, _encode(Health("alive")), JSON, NO_STORE)
+
+
+class Ready(Endpoint):
+    """`GET /readyz`: claims can be served: this process is not stopping, the store answers and has lost nothing."""
+
+    stopping = False
+
+    async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.stopping:
+            raise Problem(503, "Stopping", "this process is stopping", headers=((b"retry-after", b"1"),))
+        await self.counters.check()
+        await respond(send, 200, _encode(Health("ready")), JSON, NO_STORE)
+
+
+async def http_error(request: Request, error: Exception) -> Any:
+    """Starlette's own answers (404 for unknown paths, 405, 500), as problems."""
+    from starlette.responses import Response
+
+    status = getattr(error, "status_code", 500)
+    detail = {404: "there is nothing at this path", 405: "this method is not allowed here"}.get(
+        status, "something went wrong here; it has been logged"
+    )
+    title = {404: "Not found", 405: "Method not allowed"}.get(status, "Internal server error")
+    body = _encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    return Response(body, status, headers=getattr(error, "headers", None), media_type="application/problem+json")

@@ -1,0 +1,96 @@
+"""The ASGI application: `create_app(settings)` for tests and `app` for the servers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from pythonricing import logs
+from pythonricing.api import Claim, Live, Manage, Ready, http_error
+from pythonricing.counters import Counters
+from pythonricing.settings import Settings, SettingsError
+from pythonricing.stores import create_store
+from pythonricing.stores.base import StoreURLError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The service on the store that the settings name. Raises StoreURLError."""
+    writer = logs.configure(settings.log_level)
+    journal = logs.ClaimLog(writer, requests=settings.request_log == "on" and logs.shows_info(settings.log_level))
+    counters = Counters(
+        create_store(settings.store, settings.store_timeout),
+        journal,
+        limit=settings.limit,
+        timeout=settings.store_timeout,
+        halt_cache=settings.halt_cache,
+    )
+    ready = Ready(counters)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        on_terminate(lambda: setattr(ready, "stopping", True))
+        await counters.open()
+        yield
+        ready.stopping = True
+        await counters.close()
+        journal.close()
+        logs.close()
+
+    app = Starlette(
+        routes=[
+            Route("/", Claim(counters), methods=["GET", "POST"]),
+            Route("/counters/{name}", Manage(counters, settings.admin_token), methods=["GET", "POST", "PUT", "DELETE"]),
+            Route("/livez", Live(counters), methods=["GET"]),
+            Route("/readyz", ready, methods=["GET"]),
+        ],
+        lifespan=lifespan,
+        exception_handlers={HTTPException: http_error, Exception: http_error},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def on_terminate(act: Any) -> None:
+    """Call `act` as soon as SIGTERM or SIGINT arrives, and leave the rest to the server's own handler.
+
+    An event loop's handler is woken through a file descriptor that the interpreter writes to for any handler, so it
+    runs as well as the one set here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+
+        def handle(received: int, frame: Any, before: Any = before) -> None:
+            act()
+            if callable(before):
+                before(received, frame)
+
+        signal.signal(number, handle)
+
+
+def _app() -> Starlette:
+    try:
+        return create_app(Settings.from_environ(os.environ))
+    except (SettingsError, StoreURLError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def __getattr__(name: str) -> Starlette:
+    """`app` is made when a server asks for it, so that importing this module has no effects."""
+    if name == "app":
+        application = globals()["app"] = _app()
+        return application
+    raise AttributeError(name)

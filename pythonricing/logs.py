@@ -1,0 +1,361 @@
+"""Logs: one JSON object a line on stdout, in the shape of Loguru's `serialize`, from every process of the service.
+
+Loguru writes whatever is rare. The line of each admitted claim is encoded once a batch and then only gets its number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import multiprocessing
+import os
+import random
+import select
+import sys
+import threading
+import time
+import traceback
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from loguru import logger
+
+from pythonricing.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from loguru import Message
+
+    from pythonricing.stores.base import Seen
+
+#: Bytes that reach a pipe in one piece, whatever other workers write (POSIX guarantees at least 512; Linux has 4096).
+ATOMIC_WRITE = 4096
+#: Bytes of log that wait for a slow reader; what comes on top is dropped and counted.
+MAX_BUFFERED = 1 << 20
+#: Seconds that the last lines get when the process ends.
+FLUSH_SECONDS = 1.0
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+class Writer:
+    """Writes lines to a file descriptor from a thread of its own, so that a stopped reader never stops the service."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._lock = threading.Lock()
+        self._filled = threading.Event()
+        self._closing = False
+        #: Lines dropped since the process began.
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, lines: Sequence[bytes]) -> None:
+        """Queue lines, each ending in a newline and at most ATOMIC_WRITE long."""
+        size = sum(map(len, lines))
+        with self._lock:
+            if self._size + size > MAX_BUFFERED:
+                self.dropped += len(lines)
+                return
+            self._lines += lines
+            self._size += size
+        self._filled.set()
+
+    def close(self) -> None:
+        """Write what is queued, for at most FLUSH_SECONDS."""
+        self._closing = True
+        self._filled.set()
+        self._thread.join(FLUSH_SECONDS)
+
+    def _run(self) -> None:
+        reported = 0
+        while not (self._closing and not self._lines):
+            self._filled.wait()
+            self._filled.clear()
+            with self._lock:
+                lines, self._lines, self._size = self._lines, [], 0
+                dropped = self.dropped
+            try:
+                for chunk in _chunks(lines):
+                    self._put(chunk)
+            except OSError:
+                return  # nobody will ever read again
+            if dropped > reported:
+                logger.bind(dropped=dropped - reported).warning("log lines dropped: the reader was too slow")
+                reported = dropped
+
+    def _put(self, chunk: bytes) -> None:
+        while chunk:
+            try:
+                chunk = chunk[os.write(self._fd, chunk) :]
+            except BlockingIOError:  # somebody made stdout non-blocking
+                select.select([], [self._fd], [])
+
+
+def _chunks(lines: list[bytes]) -> list[bytes]:
+    """Join lines into pieces of at most ATOMIC_WRITE bytes."""
+    chunks: list[bytes] = []
+    start = size = 0
+    for index, line in enumerate(lines):
+        if size + len(line) > ATOMIC_WRITE:
+            chunks.append(b"".join(lines[start:index]))
+            start, size = index, 0
+        size += len(line)
+    chunks.append(b"".join(lines[start:]))
+    return chunks
+
+
+_writer: Writer | None = None
+_started = time.time()
+_INFO = logger.level("INFO")
+
+
+def configure(level: str) -> Writer:
+    """Send everything that this process logs, with Loguru or the standard library, to stdout as JSON. Idempotent."""
+    global _writer
+    if _writer is None:
+        _writer = Writer(sys.stdout.fileno())
+        logger.remove()
+        logger.add(_sink, format="{message}", level=level, backtrace=False, diagnose=False)
+    logging.root.handlers = [InterceptHandler()]
+    logging.root.setLevel(logging.INFO)
+    for name in ("_granian", "granian.access", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    return _writer
+
+
+def shows_info(level: str) -> bool:
+    """Whether lines of level INFO are written at this level."""
+    return logger.level(level).no <= _INFO.no
+
+
+def close() -> None:
+    """Write the last lines."""
+    if _writer is not None:
+        _writer.close()
+
+
+def _forget_writer() -> None:
+    """A forked child has no writer thread: it makes its own when it configures its logs."""
+    global _writer
+    _writer = None
+
+
+os.register_at_fork(after_in_child=_forget_writer)
+
+
+def _sink(message: Message) -> None:
+    if _writer is not None:
+        _writer.write([_line(dict(message.record))])
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    """Encode one of Loguru's records; what is too long for an atomic write loses the middle of its longest text."""
+    exception = record["exception"]
+    if exception is not None:
+        exception = {
+            "type": exception.type.__name__,
+            "value": str(exception.value),
+            "traceback": "".join(traceback.format_exception(*exception)),
+        }
+    message = record["message"]
+    room = ATOMIC_WRITE
+    while True:
+        line = _shape(
+            message,
+            exception,
+            record["extra"],
+            {"name": record["file"].name, "path": record["file"].path},
+            record["function"],
+            record["level"],
+            record["line"],
+            record["module"],
+            record["name"],
+            {"id": record["thread"].id, "name": record["thread"].name},
+            record["time"],
+        )
+        if len(line) <= ATOMIC_WRITE or room < 32:
+            return line
+        room //= 2
+        message = _clipped(message, room // 2)
+        record["extra"] = {key: _clipped(str(value), room // 4) for key, value in record["extra"].items()}
+        if exception is not None:
+            exception = {key: _clipped(text or "", room) for key, text in exception.items()}
+
+
+def _shape(
+    message: str,
+    exception: dict[str, Any] | None,
+    extra: dict[str, Any],
+    file: dict[str, str],
+    function: str,
+    level: Any,
+    line: int,
+    module: str,
+    name: str | None,
+    thread: dict[str, Any],
+    when: datetime,
+) -> bytes:
+    """One line in the shape of Loguru's `serialize`."""
+    elapsed = when.timestamp() - _started
+    body = {
+        "text": f"{when:%Y-%m-%d %H:%M:%S.%f} | {level.name:8} | {message}\n",
+        "record": {
+            "elapsed": {"repr": str(timedelta(seconds=elapsed)), "seconds": elapsed},
+            "exception": exception,
+            "extra": extra,
+            "file": file,
+            "function": function,
+            "level": {"icon": level.icon, "name": level.name, "no": level.no},
+            "line": line,
+            "message": message,
+            "module": module,
+            "name": name,
+            "process": {"id": os.getpid(), "name": multiprocessing.current_process().name},
+            "thread": thread,
+            "time": {"repr": str(when), "timestamp": when.timestamp()},
+        },
+    }
+    return _encode(body) + b"\n"
+
+
+def _clipped(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room // 2]} […] {text[-room // 2 :]}"
+
+
+class InterceptHandler(logging.Handler):
+    """Hands the standard library's log records to Loguru, with the place they come from (Loguru's own recipe)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            level: str | int = logger.level(record.levelname).name
+        except ValueError:
+            level = record.levelno
+        frame, depth = inspect.currentframe(), 0
+        while frame and (depth == 0 or frame.f_code.co_filename == logging.__file__):
+            frame, depth = frame.f_back, depth + 1
+        logger.opt(depth=depth, exception=record.exc_info).log(level, "{}", record.getMessage())
+
+
+def server_handler() -> logging.Handler:
+    """The handler that the server's log configuration names: it makes the supervisor's own lines JSON.
+
+    It is built before any worker starts, so that a bad setting stops the server here: one line, exit status 2.
+    """
+    try:
+        configure(Settings.from_environ(os.environ).log_level)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    return InterceptHandler()
+
+
+class Throttle:
+    """Adds up counts and passes them on at most once a second."""
+
+    def __init__(self, say: Callable[[int], None]) -> None:
+        self._say = say
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, count: int) -> None:
+        self._count += count
+        if self._timer is None:
+            self.flush()
+            self._timer = asyncio.get_running_loop().call_later(1.0, self._tick)
+
+    def flush(self) -> None:
+        """Pass on what has come together."""
+        count, self._count = self._count, 0
+        if count:
+            self._say(count)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._count:
+            self.add(0)
+
+
+class ClaimLog:
+    """The journal of claims as log lines (see counters.Journal)."""
+
+    def __init__(self, writer: Writer, *, requests: bool) -> None:
+        self._writer = writer
+        self._requests = requests
+        # No name, path or time of ours has these digits: they mark where a claim's number goes.
+        self._mark = random.randrange(10**17, 10**18)
+        self._refused = Throttle(lambda count: logger.bind(refused=count).warning("{} claims refused", count))
+        self._unavailable = Throttle(
+            lambda count: logger.bind(unavailable=count).warning("{} claims not answered by the store", count)
+        )
+        self._failed = Throttle(lambda count: logger.error("the store failed {} times: {}", count, self._error))
+        self._error: Exception | None = None
+
+    def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
+        if admitted and self._requests:
+            sizes = {size for _, size in admitted}
+            for size in sizes:
+                parts = self._template(name, limit, size)
+                self._writer.write([(b"%d" % number).join(parts) for number, claimed in admitted if claimed == size])
+        if refused:
+            self._refused.add(refused)
+
+    def refused(self, name: str) -> None:
+        self._refused.add(1)
+
+    def unavailable(self, name: str, claims: int) -> None:
+        self._unavailable.add(claims)
+
+    def orphaned(self, name: str, limit: int, admitted: Sequence[tuple[int, int]]) -> None:
+        for number, size in admitted:
+            logger.bind(counter=name, orphaned=number, n=size).warning(
+                "{}: {} of {} was admitted, but nobody waits for it any more", name, number, limit
+            )
+
+    def in_doubt(self, name: str, claims: int) -> None:
+        logger.bind(counter=name, in_doubt=claims).error(
+            "{}: whether {} claims were counted is not known; they were not admitted", name, claims
+        )
+
+    def lost(self, name: str, seen: Seen | None) -> None:
+        logger.bind(counter=name, seen=seen and seen.count).critical(
+            "{}: the store has lost data (count {} was seen); no claim is admitted until the counter is reset",
+            name,
+            seen.count if seen else "unknown",
+        )
+
+    def found(self, name: str) -> None:
+        logger.bind(counter=name).info("{}: an operator has set the counter; claims are admitted again", name)
+
+    def failed(self, name: str, error: Exception) -> None:
+        self._error = error
+        self._failed.add(1)
+
+    def close(self) -> None:
+        """Say what has not been said yet."""
+        for throttle in (self._refused, self._unavailable, self._failed):
+            throttle.flush()
+
+    def _template(self, name: str, limit: int, size: int) -> list[bytes]:
+        """The line of an admitted claim, split where its number goes."""
+        mark = self._mark
+        return _shape(
+            f"{name}: {mark} of {limit}",
+            None,
+            {"counter": name, "n": size, "request_count": mark, "limit": limit},
+            {"name": "logs.py", "path": __file__},
+            "settled",
+            _INFO,
+            0,
+            "logs",
+            __name__,
+            {"id": threading.get_ident(), "name": threading.current_thread().name},
+            datetime.now().astimezone(),
+        ).split(b"%d" % mark)
