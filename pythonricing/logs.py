@@ -6,6 +6,7 @@ Loguru writes whatever is rare. The line of each admitted claim is encoded once 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import inspect
 import logging
 import multiprocessing
@@ -121,13 +122,16 @@ def configure(level: str) -> Writer:
     global _writer
     if _writer is None:
         _writer = Writer(sys.stdout.fileno())
+        atexit.register(close)
         logger.remove()
         logger.add(_sink, format="{message}", level=level, backtrace=False, diagnose=False)
     logging.root.handlers = [InterceptHandler()]
     logging.root.setLevel(logging.INFO)
-    for name in ("_granian", "granian.access", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
+    for name in ("_granian", "granian.access", "uvicorn", "uvicorn.error", "uvicorn.access"):
+        server_logger = logging.getLogger(name)
+        if server_logger.handlers:  # without one it is off, or passes its lines on as it is
+            server_logger.handlers.clear()
+            server_logger.propagate = True
     return _writer
 
 
