@@ -12,7 +12,7 @@ import random
 import uuid
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pythonricing.stores.base import (
     RECEIPT_SECONDS,
@@ -27,7 +27,7 @@ from pythonricing.stores.base import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from pythonricing.stores.base import Counter, Store, Verdict
 
@@ -42,6 +42,8 @@ MAX_BATCH = 1024
 MAX_LANES = 65_536
 #: Seconds for which an unanswered batch is sent again.
 RESEND_SECONDS = RECEIPT_SECONDS / 6
+#: Seconds for which refusals from memory add up before the journal is told of them.
+REFUSED_SECONDS = 0.1
 #: Seconds after which a worker no longer trusts what it knows of a counter; tombstones live longer.
 FORGET_SECONDS = TOMBSTONE_SECONDS / 7
 
@@ -63,13 +65,16 @@ class KeyReused(Exception):
 
 
 class Journal(Protocol):
-    """Who is told of what happened to claims."""
+    """Who is told of what happened to claims, a batch at a time."""
+
+    def answered(self, name: str, claims: int, seconds: float) -> None:
+        """The store answered a batch of this many claims, this long after it was sent (for the last time)."""
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         """A batch was answered; `admitted` holds request_count and size of each admitted claim."""
 
-    def refused(self, name: str) -> None:
-        """A claim was refused from memory."""
+    def refused(self, name: str, claims: int) -> None:
+        """Claims were refused from memory."""
 
     def unavailable(self, name: str, claims: int) -> None:
         """Claims were given up before the store answered."""
@@ -90,6 +95,23 @@ class Journal(Protocol):
         """The store answered with an error."""
 
 
+class Journals:
+    """A journal that tells others what it is told."""
+
+    def __init__(self, *journals: Journal) -> None:
+        self._journals = journals
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        tellers = [getattr(journal, event) for journal in self._journals]
+
+        def tell(*what: Any) -> None:
+            for teller in tellers:
+                teller(*what)
+
+        setattr(self, event, tell)  # looked up once
+        return tell
+
+
 class _Claim:
     __slots__ = ("deadline", "future", "key", "size")
 
@@ -103,7 +125,7 @@ class _Claim:
 class _Lane:
     """What a worker knows of one counter, and its claims."""
 
-    __slots__ = ("halted", "halted_until", "in_flight", "lost", "name", "seen", "seen_at", "task", "waiting")
+    __slots__ = ("halted", "halted_until", "in_flight", "lost", "name", "refused", "seen", "seen_at", "task", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -114,6 +136,7 @@ class _Lane:
         self.seen_at = 0.0
         self.halted: Answer | None = None
         self.halted_until = 0.0
+        self.refused = 0  # from memory, and not told yet
         self.lost = False
 
 
@@ -170,6 +193,8 @@ class Counters:
                 self._journal.in_doubt(lane.name, len(lane.in_flight))
         for task in tasks:
             task.cancel()
+        for lane in self._lanes.values():
+            self._tell_refused(lane)
         if self._timer is not None:
             self._timer.cancel()
         await self._store.close()
@@ -183,7 +208,9 @@ class Counters:
         now = self._loop.time()
         if lane.halted is not None and key is None:
             if now < lane.halted_until:
-                self._journal.refused(name)
+                if lane.refused == 0:
+                    self._loop.call_later(REFUSED_SECONDS, self._tell_refused, lane)
+                lane.refused += 1
                 return lane.halted
             lane.halted = None
         if self._pending >= self._max_waiting:
@@ -211,6 +238,11 @@ class Counters:
         if lane is not None:
             self._see(lane, Seen(counter.epoch, counter.count, counter.limit))
         return counter
+
+    async def browse(self, limit: int) -> list[Counter]:
+        """The first `limit` counters by name, as the store has them. Raises StoreUnavailable."""
+        async with self._answered():
+            return await self._store.browse(limit)
 
     async def check(self) -> None:
         """Whether claims can be served. Raises StoreUnavailable or StateLost."""
@@ -340,8 +372,10 @@ class Counters:
                 self._known(lane),
                 self._create_with(lane.name),
             )
+            sent = self._loop.time()
             try:
                 verdict = await self._store.claim(batch)
+                self._journal.answered(lane.name, len(claims), self._loop.time() - sent)
                 return compositions[verdict.attempt], verdict
             except StoreRejected:
                 if failures == 0:
@@ -422,6 +456,11 @@ class Counters:
         if lane.lost:
             lane.lost = False
             self._journal.found(lane.name)
+
+    def _tell_refused(self, lane: _Lane) -> None:
+        if lane.refused:
+            refused, lane.refused = lane.refused, 0
+            self._journal.refused(lane.name, refused)
 
     def _lose(self, lane: _Lane) -> None:
         if not lane.lost:

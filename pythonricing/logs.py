@@ -307,6 +307,9 @@ class ClaimLog:
         self._failed = Throttle(lambda count: logger.error("the store failed {} times: {}", count, self._error))
         self._error: Exception | None = None
 
+    def answered(self, name: str, claims: int, seconds: float) -> None:
+        pass
+
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         if admitted and self._requests:
             sizes = {size for _, size in admitted}
@@ -316,8 +319,8 @@ class ClaimLog:
         if refused:
             self._refused.add(refused)
 
-    def refused(self, name: str) -> None:
-        self._refused.add(1)
+    def refused(self, name: str, claims: int) -> None:
+        self._refused.add(claims)
 
     def unavailable(self, name: str, claims: int) -> None:
         self._unavailable.add(claims)

@@ -92,6 +92,34 @@ def test_a_halted_counter_is_refused_without_the_store_for_the_cache_time_only()
     asyncio.run(scenario())
 
 
+def test_refusals_from_memory_are_told_together_and_all_of_them_at_the_end() -> None:
+    async def scenario() -> None:
+        journal = Recorder()
+        counters = Counters(MemoryStore(), journal, limit=1, halt_cache=60)
+        await counters.open()
+        await counters.claim("default")
+        for _ in range(5):
+            await counters.claim("default")
+        assert not [event for event in journal.told if event[0] == "refused"]
+        await asyncio.sleep(2 * heart.REFUSED_SECONDS)
+        await counters.claim("default")
+        await counters.close()
+        assert [event for event in journal.told if event[0] == "refused"] == [
+            ("refused", "default", 5),
+            ("refused", "default", 1),
+        ]
+
+    asyncio.run(scenario())
+
+
+def test_several_journals_are_told_the_same() -> None:
+    first, second = Recorder(), Recorder()
+    both: Any = heart.Journals(first, second)
+    both.refused("default", 2)
+    both.refused("default", 3)
+    assert first.told == second.told == [("refused", "default", 2), ("refused", "default", 3)]
+
+
 def test_a_key_is_looked_up_although_the_counter_is_halted() -> None:
     async def scenario() -> None:
         counters = Counters(MemoryStore(), Silence(), limit=1, halt_cache=60)
