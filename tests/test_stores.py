@@ -291,6 +291,37 @@ def test_reading_notices_a_loss_too(opened: Opened) -> None:
         opened.run(opened.store.read(opened.name, Seen(1_700_000_000_000_000, 4, 10)))
 
 
+def listed(opened: Opened) -> dict[str, Any]:
+    return {counter.name: counter for counter in opened.run(opened.store.browse(1000))}
+
+
+def test_browsing_shows_what_is_there(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    assert listed(opened)[opened.name] == opened.run(opened.store.read(opened.name))
+    opened.run(opened.store.delete(opened.name))
+    assert opened.name not in listed(opened)
+    put(opened, 10)
+    assert opened.name in listed(opened)
+
+
+def test_browsing_is_by_name_and_bounded(opened: Opened) -> None:
+    for name in ("b", "a", "c"):
+        opened.run(opened.store.put(f"!{name}", 1))
+    assert [counter.name for counter in opened.run(opened.store.browse(2))] == ["!a", "!b"]
+    for name in ("a", "b", "c"):
+        opened.run(opened.store.delete(f"!{name}"))
+
+
+@pytest.mark.durable
+def test_browsing_shows_lost_counters_as_lost(opened: Opened) -> None:
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10), create=10)
+    assert listed(opened)[opened.name].lost
+    put(opened, 10, restart=True)
+    assert not listed(opened)[opened.name].lost
+
+
 class CounterModel(RuleBasedStateMachine):
     """Two workers and an operator against a counter of two integers."""
 

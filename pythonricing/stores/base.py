@@ -53,12 +53,16 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Counter(msgspec.Struct, frozen=True):
-    """A counter as the store has it. `epoch` is new whenever counting starts over: later epochs are greater."""
+    """A counter as the store has it. `epoch` is new whenever counting starts over: later epochs are greater.
+
+    `lost` is told by `browse` only: the store is known to have lost what the counter had counted.
+    """
 
     name: str
     count: int
     limit: int
     epoch: int
+    lost: bool = False
 
 
 class Batch(msgspec.Struct):
@@ -114,6 +118,10 @@ class Store(Protocol):
     def trouble(self) -> str:
         """Why the store can't be reached, as far as is known."""
 
+    @property
+    def reconnects(self) -> int:
+        """Connections made after the first one."""
+
     async def open(self) -> None:
         """Start connecting. Doesn't wait for it and doesn't fail while the store is away."""
 
@@ -141,6 +149,9 @@ class Store(Protocol):
 
     async def delete(self, name: str) -> None:
         """Forget a counter and remember that it was deleted. Raises NoSuchCounter too."""
+
+    async def browse(self, limit: int) -> list[Counter]:
+        """The first `limit` counters by name, lost ones too; doesn't create any."""
 
 
 class Connection(Protocol):

@@ -30,6 +30,7 @@ class MemoryStore:
     """A Store without a server."""
 
     trouble = ""
+    reconnects = 0
 
     def __init__(self) -> None:
         self._counters: dict[str, _State] = {}
@@ -96,6 +97,9 @@ class MemoryStore:
         if self._counters.pop(name, None) is None:
             raise NoSuchCounter(name)
         self._deleted.add(name)
+
+    async def browse(self, limit: int) -> list[Counter]:
+        return [self._counter(name, self._counters[name]) for name in sorted(self._counters)[:limit]]
 
     def _counter(self, name: str, state: _State) -> Counter:
         return Counter(name, state.count, state.limit, state.epoch)

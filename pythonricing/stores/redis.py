@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections import deque
+from contextlib import suppress
 from importlib import resources
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 PASSING_ERRORS = ("LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS", "READONLY", "MASTERDOWN")
 #: Those of them after which another connection may find a better server.
 LEAVING_ERRORS = ("READONLY", "MASTERDOWN")
+
+#: The names of the counters, a sorted set whose scores are all 0. It lies outside the counters' hash tags and so has
+#: no part in their scripts (each must stay on one slot of a cluster): whoever uses a counter adds its name.
+INDEX = "pythonricing:counters"
+#: Seconds after which a name is added again, in case the store has lost the index.
+INDEX_SECONDS = 60.0
 
 
 class Script:
@@ -135,10 +142,15 @@ class RedisStore:
         options["protocol"] = 2  # RESP3 would mix pushed messages with the replies
         self._connection_class, self._connection_options = pool.connection_class, options
         self._link: Link[Pipeline] = Link(without_password(url), self._connect)
+        self._indexed: set[str] = set()
 
     @property
     def trouble(self) -> str:
         return self._link.trouble
+
+    @property
+    def reconnects(self) -> int:
+        return max(0, self._link.reconnects)
 
     async def open(self) -> None:
         self._link.open()
@@ -159,13 +171,13 @@ class RedisStore:
                 claims += (1, size if key is None else -size)
                 if key is not None:
                     keys.append(f"pythonricing:{{{batch.name}}}:key:{key}")
-        reply = await self._claim(keys, batch.sequence, batch.attempt, batch.seen, batch.create, claims)
+        reply = await self._claim(batch.name, keys, batch.sequence, batch.attempt, batch.seen, batch.create, claims)
         attempt, epoch, limit, before, *records = reply
         return Verdict(int(attempt), int(epoch), int(limit), int(before), [_replay(record) for record in records])
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
         keys = [f"pythonricing:{{{name}}}", f"pythonricing:{{{name}}}:receipt:none"]
-        _, epoch, limit, count = await self._claim(keys, 0, 0, seen, create, [])
+        _, epoch, limit, count = await self._claim(name, keys, 0, 0, seen, create, [])
         return Counter(name, int(count), int(limit), int(epoch))
 
     async def put(self, name: str, limit: int | None, *, restart: bool = False) -> tuple[Counter, bool]:
@@ -176,19 +188,69 @@ class RedisStore:
 
     async def delete(self, name: str) -> None:
         await self._script(DELETE, [f"pythonricing:{{{name}}}"], TOMBSTONE_SECONDS)
+        self._forget(name)
+
+    async def browse(self, limit: int) -> list[Counter]:
+        pipeline = self._link.connection
+        names = await pipeline.call("ZRANGE", INDEX, "-", "+", "BYLEX", "LIMIT", 0, limit)
+        if isinstance(names, hiredis.ReplyError):
+            raise StoreRejected(str(names))
+        keys = [f"pythonricing:{{{name.decode()}}}" for name in names]
+        replies = await asyncio.gather(
+            *(pipeline.call("HMGET", key, "count", "limit", "epoch", "lost") for key in keys)
+        )
+        counters = []
+        for name, reply in zip(names, replies, strict=True):
+            if isinstance(reply, hiredis.ReplyError):
+                raise StoreRejected(str(reply))
+            count, stored, epoch, lost = reply
+            if count is None:
+                self._forget(name.decode())
+            else:
+                counters.append(Counter(name.decode(), int(count), int(stored), int(epoch), lost is not None))
+        return counters
+
+    def _index(self, name: str) -> None:
+        """See to it that a counter is in the index; nobody waits for that and nothing but `browse` depends on it."""
+        if name in self._indexed:
+            return
+        if not self._indexed:
+            asyncio.get_running_loop().call_later(INDEX_SECONDS, self._indexed.clear)
+        self._indexed.add(name)
+        with suppress(StoreUnavailable):
+            self._link.connection.call("ZADD", INDEX, 0, name).add_done_callback(_ignore)
+
+    def _forget(self, name: str) -> None:
+        self._indexed.discard(name)
+        with suppress(StoreUnavailable):
+            self._link.connection.call("ZREM", INDEX, name).add_done_callback(_ignore)
 
     async def _claim(
-        self, keys: list[str], sequence: int, attempt: int, seen: Seen | None, create: int | None, claims: list[int]
+        self,
+        name: str,
+        keys: list[str],
+        sequence: int,
+        attempt: int,
+        seen: Seen | None,
+        create: int | None,
+        claims: list[int],
     ) -> list[bytes]:
         known: tuple[int | str, ...] = ("", "", "") if seen is None else (seen.epoch, seen.count, seen.limit)
         created = "" if create is None else create
-        return await self._script(
-            CLAIM, keys, sequence, attempt, RECEIPT_SECONDS, KEY_SECONDS, created, *known, *claims
-        )
+        arguments = (sequence, attempt, RECEIPT_SECONDS, KEY_SECONDS, created, *known, *claims)
+        try:
+            reply = await self._script(CLAIM, keys, *arguments)
+        except StateLost:
+            self._index(name)
+            raise
+        self._index(name)
+        return reply
 
     async def _put(self, name: str, limit: int | None, how: str) -> tuple[Counter, bool]:
         keys = [f"pythonricing:{{{name}}}"]
         created, epoch, stored, count = await self._script(PUT, keys, "" if limit is None else limit, how)
+        self._indexed.discard(name)  # another worker may have deleted it
+        self._index(name)
         return Counter(name, int(count), int(stored), int(epoch)), created == b"1"
 
     async def _script(self, script: Script, keys: list[str], *arguments: int | str) -> list[bytes]:
@@ -221,7 +283,14 @@ class RedisStore:
                 await connection.connect()  # type: ignore[no-untyped-call]
         except (RedisError, TimeoutError) as error:
             raise StoreUnavailable(str(error) or "no answer in time") from None
+        self._indexed.clear()
         return Pipeline(connection, self._timeout, self._link)
+
+
+def _ignore(reply: asyncio.Future[Any]) -> None:
+    """Nothing depends on this reply, an error neither."""
+    if not reply.cancelled():
+        reply.exception()
 
 
 def _replay(record: bytes) -> Replay | None:
