@@ -64,8 +64,24 @@ class Health(msgspec.Struct):
     status: str
 
 
+class ProblemDetails(msgspec.Struct):
+    """What is wrong, as RFC 9457 describes it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class Halted(ProblemDetails):
+    """The claim finds no room in the counter."""
+
+    request_count: int
+    limit: int
+
+
 class Problem(Exception):
-    """An answer that says what is wrong, as RFC 9457 describes it. `extra` adds fields of its own."""
+    """An answer that says what is wrong."""
 
     def __init__(
         self,
@@ -75,25 +91,19 @@ class Problem(Exception):
         *,
         kind: str = "about:blank",
         headers: tuple[tuple[bytes, bytes], ...] = (),
-        **extra: Any,
     ) -> None:
-        self.status = status
         self.headers = headers
-        self.body = {"type": kind, "title": title, "status": status, "detail": detail, **extra}
+        self.body = ProblemDetails(kind, title, status, detail)
 
     async def send(self, send: Send) -> None:
-        await respond(send, self.status, _encode(self.body), PROBLEM_JSON, NO_STORE, *self.headers)
+        await respond(send, self.body.status, _encode(self.body), PROBLEM_JSON, NO_STORE, *self.headers)
 
 
 def halted(name: str, size: int, request_count: int, limit: int) -> Problem:
-    return Problem(
-        429,
-        "Halted",
-        f"{request_count} of {limit} are taken on counter {name}: no room for {size} more",
-        kind="urn:pythonricing:halted",
-        request_count=request_count,
-        limit=limit,
-    )
+    detail = f"{request_count} of {limit} are taken on counter {name}: no room for {size} more"
+    problem = Problem(429, "Halted", detail)
+    problem.body = Halted("urn:pythonricing:halted", "Halted", 429, detail, request_count, limit)
+    return problem
 
 
 def explain(error: Exception, name: str) -> Problem:
@@ -296,5 +306,5 @@ async def http_error(request: Request, error: Exception) -> Any:
         status, "something went wrong here; it has been logged"
     )
     title = {404: "Not found", 405: "Method not allowed"}.get(status, "Internal server error")
-    body = _encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    body = _encode(ProblemDetails("about:blank", title, status, detail))
     return Response(body, status, headers=getattr(error, "headers", None), media_type="application/problem+json")

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,7 +15,9 @@ from starlette.routing import Route
 
 from pythonricing import logs
 from pythonricing.api import Claim, Live, Manage, Ready, http_error
-from pythonricing.counters import Counters
+from pythonricing.counters import Counters, Journals
+from pythonricing.metrics import Metrics, Scrape, Snapshot
+from pythonricing.openapi import Document
 from pythonricing.settings import Settings, SettingsError
 from pythonricing.stores import create_store
 from pythonricing.stores.base import StoreURLError
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.types import Receive, Scope, Send
+
+    from pythonricing.counters import Journal
 
 
 class App(Starlette):
@@ -50,24 +54,29 @@ class App(Starlette):
 def create_app(settings: Settings) -> Starlette:
     """The service on the store that the settings name. Raises StoreURLError."""
     writer = logs.configure(settings.log_level)
-    journal = logs.ClaimLog(writer, requests=settings.request_log == "on" and logs.shows_info(settings.log_level))
+    claim_log = logs.ClaimLog(writer, requests=settings.request_log == "on" and logs.shows_info(settings.log_level))
+    store = create_store(settings.store, settings.store_timeout)
+    metrics = Metrics(lambda: store.reconnects, lambda: writer.dropped)
     counters = Counters(
-        create_store(settings.store, settings.store_timeout),
-        journal,
+        store,
+        cast("Journal", Journals(claim_log, metrics)),
         limit=settings.limit,
         timeout=settings.store_timeout,
         halt_cache=settings.halt_cache,
     )
+    snapshot = Snapshot(counters)
     ready = Ready(counters)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         on_terminate(lambda: setattr(ready, "stopping", True))
         await counters.open()
+        metrics.open()
         yield
         ready.stopping = True
         await counters.close()
-        journal.close()
+        metrics.close()
+        claim_log.close()
         logs.close()
 
     claim, manage = Claim(counters), Manage(counters, settings.admin_token)
@@ -79,6 +88,8 @@ def create_app(settings: Settings) -> Starlette:
             Route("/counters/{name}", manage, methods=["GET", "POST", "PUT", "DELETE"]),
             Route("/livez", Live(counters), methods=["GET"]),
             Route("/readyz", ready, methods=["GET"]),
+            Route("/openapi.json", Document(counters), methods=["GET"]),
+            Route("/metrics", Scrape(counters, metrics, snapshot), methods=["GET"]),
         ],
         lifespan=lifespan,
         exception_handlers={HTTPException: http_error, Exception: http_error},

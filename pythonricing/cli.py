@@ -20,6 +20,7 @@ from pythonricing.embedded import EmbeddedError, embedded_valkey
 from pythonricing.settings import PREFIX, Settings, SettingsError, without_password
 from pythonricing.stores import create_store
 from pythonricing.stores.base import NoSuchCounter, StateLost, StoreError, StoreURLError
+from pythonricing.workers import host as host_workers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -58,6 +59,7 @@ def serve(server: str, workers: int | None, host: str, port: int, store: str | N
         _check_port(host, port)
         _with_store(settings, lambda opened: opened.ready())
         logs.configure(settings.log_level)
+        host_workers()
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         shown = without_password(settings.store)
         logger.bind(url=where, store=shown, server=server, workers=workers).info(

@@ -96,13 +96,13 @@ class Journal(Protocol):
 
 
 class Journals:
-    """A journal that tells others what it is told."""
+    """A journal that tells others what it is told: each of what it has a method for."""
 
-    def __init__(self, *journals: Journal) -> None:
+    def __init__(self, *journals: object) -> None:
         self._journals = journals
 
     def __getattr__(self, event: str) -> Callable[..., None]:
-        tellers = [getattr(journal, event) for journal in self._journals]
+        tellers = [getattr(journal, event) for journal in self._journals if hasattr(journal, event)]
 
         def tell(*what: Any) -> None:
             for teller in tellers:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from loguru import logger
 
+from pythonricing import workers
 from pythonricing.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -261,8 +262,9 @@ def server_handler() -> logging.Handler:
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    importlib.import_module("pythonricing.app")
-    importlib.import_module("uvloop")
+    workers.host()
+    for module in ("pythonricing.app", "prometheus_client.multiprocess", "uvloop"):
+        importlib.import_module(module)
     return InterceptHandler()
 
 
@@ -306,9 +308,6 @@ class ClaimLog:
         )
         self._failed = Throttle(lambda count: logger.error("the store failed {} times: {}", count, self._error))
         self._error: Exception | None = None
-
-    def answered(self, name: str, claims: int, seconds: float) -> None:
-        pass
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         if admitted and self._requests:

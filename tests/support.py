@@ -112,6 +112,8 @@ class Service:
         command: str = "granian",
         workers: int = 2,
         port: int | None = None,
+        runtime: Path | None = None,
+        multiproc: Path | None = None,
         **settings: object,
     ) -> None:
         self.port = port or free_port()
@@ -121,6 +123,11 @@ class Service:
         self.errors = folder / f"service-{self.port}.err"
         self.environment = environment(settings if store is None else {"store": store, **settings})
         self.environment["XDG_STATE_HOME"] = str(folder)
+        if runtime is not None:
+            runtime.mkdir(exist_ok=True)
+            self.environment["XDG_RUNTIME_DIR"] = str(runtime)
+        if multiproc is not None:
+            self.environment["PROMETHEUS_MULTIPROC_DIR"] = str(multiproc)
         scripts = Path(sys.executable).parent
         log_config = Path(__file__).parent.parent / "pythonricing" / "granian-log.json"
         common = ["--workers", str(workers), "--port", str(self.port)]
@@ -132,6 +139,8 @@ class Service:
                 *("--respawn-failed-workers", "--workers-kill-timeout", "30"),
                 *("--log-config", str(log_config), "pythonricing.app:app"),
             ],
+            "granian-plain": [str(scripts / "granian"), "--interface", "asgi", *common, "pythonricing.app:app"],
+            "uvicorn-plain": [str(scripts / "uvicorn"), *common, "pythonricing.app:app"],
             "uvicorn": [str(scripts / "uvicorn"), *common, "--no-access-log", "pythonricing.app:app"],
         }[command]
         self.process: subprocess.Popen[bytes] | None = None

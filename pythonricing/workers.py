@@ -1,0 +1,136 @@
+"""Where the workers of one server meet: a folder with a slot for each, for prometheus-client's multiprocess files.
+
+Workers die and others take their place, so files named by process would pile up. A slot is held by a lock that ends
+with its process, however that ends; the next worker takes over the slot and counts on in its files.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import multiprocessing
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+#: Names the folder, for prometheus-client and for the workers of a server that made it.
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+PREFIX = "pythonricing-workers-"
+
+
+class Slot:
+    """A place of this process in the server's folder; the server's supervisor holds one without a number."""
+
+    def __init__(self, folder: Path, *, numbered: bool) -> None:
+        self.folder = folder
+        self._process = os.getpid()
+        while True:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.name.startswith(PREFIX) and folder.stat().st_uid != os.geteuid():
+                raise PermissionError(f"{folder} is another user's")
+            # Whoever is the last to leave removes the folder: it must not be this one that goes.
+            alive = _lock(folder / "alive.lock", fcntl.LOCK_SH)
+            if alive is not None and os.fstat(alive).st_nlink:
+                self._alive = alive
+                break
+        self.number = -1
+        while numbered:
+            self.number += 1
+            taken = _lock(folder / f"{self.number}.lock", fcntl.LOCK_EX)
+            if taken is not None:
+                self._taken = taken
+                break
+
+    def leave(self) -> None:
+        """Give the place back; the last to leave removes the files."""
+        if self._process != os.getpid():
+            return  # a child that was forked
+        self._process = 0
+        if self.number >= 0:
+            os.close(self._taken)
+        fcntl.flock(self._alive, fcntl.LOCK_UN)
+        _remove(self.folder)
+
+    def dead(self) -> list[int]:
+        """The slots whose workers have died."""
+        found = []
+        for path in self.folder.glob("[0-9]*.lock"):
+            lock = _lock(path, fcntl.LOCK_EX)
+            if lock is not None:
+                os.close(lock)
+                found.append(int(path.stem))
+        return found
+
+
+_hosted: Slot | None = None
+
+
+def host() -> None:
+    """Make the folder in the server's supervisor, before any worker starts, and remove it at its end."""
+    global _hosted
+    if _hosted is not None or multiprocessing.parent_process() is not None:
+        return
+    with suppress(OSError):
+        if given := os.environ.get(VARIABLE):
+            _remove(Path(given))
+        else:
+            for folder in _base().glob(f"{PREFIX}*"):
+                _remove(folder)
+        _hosted = Slot(Path(given) if given else _folder(os.getpid()), numbered=False)
+        os.environ[VARIABLE] = str(_hosted.folder)
+        atexit.register(_hosted.leave)
+
+
+def join() -> Slot | None:
+    """Take a slot as a worker. None: this process is the whole server, or no folder can be made."""
+    parent = multiprocessing.parent_process()
+    given = os.environ.get(VARIABLE)
+    if not given and (parent is None or parent.pid is None):
+        return None
+    try:
+        slot = Slot(Path(given) if given else _folder(parent.pid), numbered=True)  # type: ignore[union-attr, arg-type]
+    except OSError:
+        return None
+    os.environ[VARIABLE] = str(slot.folder)
+    return slot
+
+
+def _base() -> Path:
+    """Where temporary files may be, also in a container whose root can't be written."""
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime)
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Path("/dev/shm")
+
+
+def _folder(process: int) -> Path:
+    """The folder of the server whose supervisor is `process`; on Linux no other process ever gets the same one."""
+    started = ""
+    with suppress(OSError):
+        started = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    return _base() / f"{PREFIX}{os.geteuid()}-{process}-{started}"
+
+
+def _lock(path: Path, kind: int) -> int | None:
+    """Lock a file for as long as the returned descriptor is open. None: another process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder and our files in it, unless some process holds a place in it."""
+    with suppress(OSError):
+        lock = _lock(folder / "alive.lock", fcntl.LOCK_EX)
+        if lock is not None:
+            for path in [*folder.glob("*.db"), *folder.glob("*.lock")]:
+                path.unlink()
+            folder.rmdir()
+            os.close(lock)
