@@ -21,6 +21,7 @@ from pythonricing.openapi import Document
 from pythonricing.settings import Settings, SettingsError
 from pythonricing.stores import create_store
 from pythonricing.stores.base import StoreURLError
+from pythonricing.watch import Events, Feed, Page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,21 +66,30 @@ def create_app(settings: Settings) -> Starlette:
         halt_cache=settings.halt_cache,
     )
     snapshot = Snapshot(counters)
+    feed = Feed(snapshot, metrics)
     ready = Ready(counters)
+
+    def stop() -> None:
+        ready.stopping = True
+        feed.close()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        on_terminate(lambda: setattr(ready, "stopping", True))
+        on_terminate(stop)
         await counters.open()
         metrics.open()
         yield
-        ready.stopping = True
+        stop()
         await counters.close()
         metrics.close()
         claim_log.close()
         logs.close()
 
     claim, manage = Claim(counters), Manage(counters, settings.admin_token)
+    watch = [
+        Route("/watch", Page(counters), methods=["GET"]),
+        Route("/watch/events", Events(counters, feed), methods=["GET"]),
+    ]
     app = App(
         claim,
         manage,
@@ -90,6 +100,7 @@ def create_app(settings: Settings) -> Starlette:
             Route("/readyz", ready, methods=["GET"]),
             Route("/openapi.json", Document(counters), methods=["GET"]),
             Route("/metrics", Scrape(counters, metrics, snapshot), methods=["GET"]),
+            *(watch if settings.watch == "on" else []),
         ],
         lifespan=lifespan,
         exception_handlers={HTTPException: http_error, Exception: http_error},

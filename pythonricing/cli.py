@@ -1,4 +1,4 @@
-"""The command line: serve, status, reset."""
+"""The command line: serve, status, reset, watch."""
 
 from __future__ import annotations
 
@@ -99,6 +99,20 @@ def reset(name: str, store: str | None) -> None:
             return f"{counter.name}: {counter.count} of {counter.limit}"
 
         click.echo(_with_store(settings, start_over))
+
+
+@main.command()
+@click.argument("url", default="http://127.0.0.1:8080")
+def watch(url: str) -> None:
+    """Watch the counters of the service at URL as they move, until Ctrl-C."""
+    from pythonricing import terminal
+
+    try:
+        terminal.watch(url)
+    except (terminal.NoEvents, ValueError) as error:
+        raise _fail(str(error)) from None
+    except KeyboardInterrupt:
+        pass
 
 
 def _fail(message: str) -> SystemExit:

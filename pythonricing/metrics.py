@@ -71,6 +71,8 @@ class Metrics:
 
     def __init__(self, reconnects: Callable[[], int], dropped: Callable[[], int]) -> None:
         self._slot = workers.join()
+        #: What the workers of this server share; None for a server of one process.
+        self.folder = self._slot and self._slot.folder
         # Only now: where prometheus-client keeps its values is decided when it is loaded and when they are made.
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
         from prometheus_client.multiprocess import mark_process_dead

@@ -46,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"],
         Meta(description="TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL"),
     ] = "INFO"
+    watch: Annotated[Literal["on", "off"], Meta(description="on or off")] = "on"
     admin_token: Annotated[
         Annotated[str, Meta(pattern=r"^[!-~]+$")] | None,
         Meta(description="visible ASCII characters without spaces, or unset"),
