@@ -102,7 +102,12 @@ class Screen:
         table.add_column("")
         for counter in (self._event and self._event.counters) or ():
             admitted, refused = self._rates.get(counter.name, (0.0, 0.0))
-            bar = ProgressBar(max(1, counter.limit), counter.count if counter.limit else 1, complete_style="green")
+            bar = ProgressBar(
+                max(1, counter.limit),
+                counter.count if counter.limit else 1,
+                complete_style="green",
+                finished_style="yellow",
+            )
             numbers = (f"{counter.count:,}", f"{counter.limit:,}", f"{admitted:,.0f}", f"{refused:,.0f}")
             table.add_row(counter.name, bar, *numbers, _state(counter))
         head = Text.assemble(("pythonricing ", "bold"), (self._url, "dim"))
@@ -113,11 +118,7 @@ class Screen:
         rates = [rates[index] for rates in self._minute] or [0.0]
         peak = max(1.0, *rates)
         blocks = "".join(BLOCKS[round(rate / peak * (len(BLOCKS) - 1))] for rate in rates)
-        return Text.assemble(
-            f"{name:>8} ",
-            (blocks.rjust(MINUTE), style),
-            f" {rates[-1]:,.0f}/s, at most {max(rates):,.0f}/s in a minute",
-        )
+        return Text.assemble(f"{name:8} {rates[-1]:>7,.0f}/s ", (blocks.rjust(MINUTE), style), no_wrap=True)
 
 
 def _state(counter: Shown) -> Text:
