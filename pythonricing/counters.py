@@ -108,7 +108,8 @@ class Journals:
             for teller in tellers:
                 teller(*what)
 
-        setattr(self, event, tell)  # looked up once
+        # Looked up once.
+        setattr(self, event, tellers[0] if len(tellers) == 1 else tell)
         return tell
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import defaultdict
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from pythonricing import workers
@@ -39,28 +40,25 @@ SECONDS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 
 class Tally:
-    """A histogram's observations since the last flush: an addition each, where prometheus-client takes 3 us."""
+    """A histogram's observations since the last flush: prometheus-client would take 3 us for each."""
 
     def __init__(self, histogram: Any, bounds: list[float]) -> None:
         self._histogram = histogram
-        self._bounds = bounds
-        self._clear()
-
-    def add(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self._bounds = [*bounds, inf]
+        self._values: list[float] = []
+        self.add = self._values.append
 
     def flush(self) -> None:
-        for bucket, count in zip(self._histogram._buckets, self._counts, strict=True):
-            if count:
-                bucket.inc(count)
-        if self._sum:
-            self._histogram._sum.inc(self._sum)
-        self._clear()
-
-    def _clear(self) -> None:
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
+        values = sorted(self._values)
+        self._values.clear()
+        below = 0
+        for bucket, bound in zip(self._histogram._buckets, self._bounds, strict=True):
+            up_to = bisect_right(values, bound)
+            if up_to > below:
+                bucket.inc(up_to - below)
+            below = up_to
+        if values:
+            self._histogram._sum.inc(sum(values))
 
 
 class Metrics:
@@ -130,16 +128,22 @@ class Metrics:
     def answered(self, name: str, claims: int, seconds: float) -> None:
         self._batch.add(claims)
         self._round_trip.add(seconds)
-        self._changed()
+        if self._timer is None:
+            self._changed()
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         # Such a counter exists, so somebody with the admin token has named it: it may have a label.
-        if len(self._labels) < MAX_LABELS:
-            self._labels.add(name)
+        if name not in self._labels:
+            if len(self._labels) < MAX_LABELS:
+                self._labels.add(name)
+            else:
+                name = OTHER
         if admitted:
-            self._count(name, "admitted", len(admitted))
+            self._pending[name, "admitted"] += len(admitted)
         if refused:
-            self._count(name, "refused", refused)
+            self._pending[name, "refused"] += refused
+        if self._timer is None:
+            self._changed()
 
     def refused(self, name: str, claims: int) -> None:
         self._count(name, "refused", claims)
@@ -152,11 +156,11 @@ class Metrics:
 
     def _count(self, name: str, outcome: str, claims: int) -> None:
         self._pending[name if name in self._labels else OTHER, outcome] += claims
-        self._changed()
+        if self._timer is None:
+            self._changed()
 
     def _changed(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+        self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Show the server's other workers what was counted here."""
