@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -77,6 +76,8 @@ COUNTER = {
 
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
+    from importlib.metadata import version
+
     _, components = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
     claim = {"200": "claimed", "400": "400", "413": "413", "422": "422", "429": "429", "503": "503"}
     admin = {"401": "401", "403": "403", "422": "422", "503": "503"}
