@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import random
 import select
+import signal
 import sys
 import threading
 import time
@@ -253,12 +254,23 @@ def server_handler() -> logging.Handler:
 
     It is built before any worker starts, so that a bad setting stops the server here: one line, exit status 2.
     """
+    os.register_at_fork(after_in_child=_end_on_signals)
     try:
         configure(Settings.from_environ(os.environ).log_level)
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     return InterceptHandler()
+
+
+def _end_on_signals() -> None:
+    """Let SIGTERM and SIGINT end a forked worker until it has handlers of its own.
+
+    Granian's supervisor leaves it a copy of its handlers, which take note of a signal and go on: a worker told to stop
+    while it starts would serve for ever, and the supervisor wait for it.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Throttle:
