@@ -226,7 +226,9 @@ def judge(
 def tail(service: Service, lines: int = 20) -> str:
     """The last unusual lines of the service's log."""
     rare = [r for r in service.log() if "request_count" not in r["extra"]]
-    return "\n".join(f"{r['time']['repr']} {r['process']['id']} {r['level']['name']} {r['message']}" for r in rare[-lines:])
+    return "\n".join(
+        f"{r['time']['repr']} {r['process']['id']} {r['level']['name']} {r['message']}" for r in rare[-lines:]
+    )
 
 
 def count_of(service: Service, name: str = "default") -> int:
