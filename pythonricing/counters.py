@@ -140,7 +140,7 @@ class Counters:
         self._timeout = timeout
         self._halt_cache = halt_cache
         self._max_waiting = max_waiting
-        self._worker = uuid.uuid4().hex
+        self._worker = ""
         self._sequence = 0
         self._lanes: dict[str, _Lane] = {}
         self._busy: set[_Lane] = set()
@@ -152,6 +152,8 @@ class Counters:
     async def open(self) -> None:
         """Start serving; the store may come later."""
         self._loop = asyncio.get_running_loop()
+        # Here and not when it is made: a server may fork its workers later.
+        self._worker = uuid.uuid4().hex
         await self._store.open()
         if self._limit is None:
             self._configured.set()
