@@ -244,7 +244,7 @@ class Manage(Endpoint):
         body = await read_body(scope, receive)
         try:
             change = msgspec.json.decode(body, type=CounterChange)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _unprocessable(f'the body must be like {{"limit": 500}}: {error}') from None
         counter, created = await self.counters.put(name, change.limit)
         await respond(send, 201 if created else 200, _view(counter), JSON, NO_STORE)
