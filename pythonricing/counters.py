@@ -237,7 +237,8 @@ class Counters:
             try:
                 await self.read(lane.name)
             except NoSuchCounter:
-                self._lanes.pop(lane.name, None)
+                if lane.task is None:  # another lane must not send while this one does
+                    self._lanes.pop(lane.name, None)
         await self.read(DEFAULT)
 
     async def put(self, name: str, limit: int) -> tuple[Counter, bool]:
