@@ -17,7 +17,8 @@ for link in /bin /lib /lib64; do  # links into /usr, as Debian has them; /lib64 
 done
 
 cp -a --parents "$(readlink -f /usr/bin/python3)" /usr/bin/python3 "$root"
-cp -a --parents /usr/local/bin/granian /usr/local/bin/pythonricing "$root"
+cp -a --parents "$(readlink -f /usr/bin/sh)" /usr/bin/sh "$root"  # podman runs the probes of a pod through it
+cp -a --parents /usr/local/bin/{granian,probe,pythonricing} "$root"
 cp -a --parents "$stdlib" "$site" "$root"
 ln -s "$site/pythonricing/granian-log.json" "$root/etc/pythonricing/"
 
@@ -53,7 +54,7 @@ cp -P /usr/lib/ssl/{cert.pem,certs,openssl.cnf} "$root/usr/lib/ssl/"
 
 # The packages that all of this came from: their versions for vulnerability scanners, their licences for people.
 {
-    find "$root/usr" -type f \( -name '*.so*' -o -path '*/bin/python*' \) -printf '/%P\n' \
+    find "$root/usr" -type f \( -name '*.so*' -o -path '*/usr/bin/*' \) -printf '/%P\n' \
         | while read -r file; do dpkg -S "/usr$file" "$file" 2>/dev/null || true; done | grep -v '^diversion' | cut -d: -f1
     echo ca-certificates
 } | sort -u | while read -r package; do
