@@ -32,6 +32,8 @@ APP = "pythonricing.app:app"
 LOG_CONFIG = Path(__file__).with_name("granian-log.json")
 #: Connections that wait to be accepted, and requests at work in one worker.
 BACKLOG = 2048
+#: Seconds that a worker gets to stop; Granian would wait for ever for one that a SIGTERM met while it was starting.
+KILL_TIMEOUT = 30
 
 
 @click.group()
@@ -181,6 +183,7 @@ def _granian(workers: int, host: str, port: int) -> None:
         backlog=BACKLOG,
         backpressure=BACKLOG,
         respawn_failed_workers=True,
+        workers_kill_timeout=KILL_TIMEOUT,
         log_dictconfig=msgspec.json.decode(LOG_CONFIG.read_bytes()),
     ).serve()
 

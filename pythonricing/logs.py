@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import importlib
 import inspect
 import logging
 import multiprocessing
@@ -251,13 +252,17 @@ class InterceptHandler(logging.Handler):
 def server_handler() -> logging.Handler:
     """The handler that the server's log configuration names: it makes the supervisor's own lines JSON.
 
-    It is built before any worker starts, so that a bad setting stops the server here: one line, exit status 2.
+    It is built in the supervisor before any worker starts. So a bad setting stops the server here, with one line and
+    exit status 2; and what the application imports is loaded here, for the workers to share: they start at once, and
+    the moment in which a new worker would miss a SIGTERM (Granian forks first and sets its handlers later) is short.
     """
     try:
         configure(Settings.from_environ(os.environ).log_level)
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    importlib.import_module("pythonricing.app")
+    importlib.import_module("uvloop")
     return InterceptHandler()
 
 

@@ -115,6 +115,7 @@ class Service:
         **settings: object,
     ) -> None:
         self.port = port or free_port()
+        self.workers = workers
         self.url = f"http://127.0.0.1:{self.port}"
         self.output = folder / f"service-{self.port}.log"
         self.errors = folder / f"service-{self.port}.err"
@@ -127,8 +128,9 @@ class Service:
             "serve": [str(scripts / "pythonricing"), "serve", *common],
             "serve-uvicorn": [str(scripts / "pythonricing"), "serve", "--server", "uvicorn", *common],
             "granian": [
-                *(str(scripts / "granian"), "--interface", "asgi", *common, "--backpressure", "1024"),
-                *("--respawn-failed-workers", "--no-ws", "--log-config", str(log_config), "pythonricing.app:app"),
+                *(str(scripts / "granian"), "--interface", "asgi", *common, "--backpressure", "1024", "--no-ws"),
+                *("--respawn-failed-workers", "--workers-kill-timeout", "30"),
+                *("--log-config", str(log_config), "pythonricing.app:app"),
             ],
             "uvicorn": [str(scripts / "uvicorn"), *common, "--no-access-log", "pythonricing.app:app"],
         }[command]
@@ -140,6 +142,9 @@ class Service:
             self.process = subprocess.Popen(self.command, stdout=output, stderr=errors, env=self.environment)
         if wait_for:
             wait_until(lambda: self.get(wait_for)[0] == 200, f"{wait_for}\n{self.errors.read_text()}")
+        if wait_for == "/readyz" and not {"memory://", "WARNING"} & set(self.environment.values()):
+            # Not just the worker that answered: a server may lose a SIGTERM that meets a worker while it starts.
+            wait_until(lambda: self.output.read_text().count(' connected"') >= self.workers, "every worker to connect")
         return self
 
     def get(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, Any]:
