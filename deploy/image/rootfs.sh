@@ -59,7 +59,9 @@ cp -P /usr/lib/ssl/{cert.pem,certs,openssl.cnf} "$root/usr/lib/ssl/"
     echo ca-certificates
 } | sort -u | while read -r package; do
     dpkg -s "$package" > "$root/var/lib/dpkg/status.d/$package"
-    cp -L --parents "/usr/share/doc/$package/copyright" "$root"
+    if [ -e "/usr/share/doc/$package/copyright" ]; then
+        cp -L --parents "/usr/share/doc/$package/copyright" "$root"
+    fi
 done
 
 # Byte code is written here, because a read-only root can't take it later and 16 workers should not each compile it. It
