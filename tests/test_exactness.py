@@ -1,0 +1,33 @@
+"""Exactly the limit is admitted, and every number once, whatever the server, the store and the sizes."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import hammer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support import RedisServer, Service
+
+
+@pytest.mark.parametrize("server", ["granian", "uvicorn"])
+@pytest.mark.parametrize("sizes", [(1,), (1, 2, 3, 5, 8)], ids=["singles", "mixed"])
+def test_sixteen_workers_admit_exactly_the_limit(
+    server: str, sizes: tuple[int, ...], empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    limit = 5_000
+    running = service(empty_valkey.url, command=server, workers=16, limit=limit, request_log="on", wait_for="/readyz")
+    history = asyncio.run(hammer(running.port, 64, islice(cycle(sizes), 20_000)))
+    assert set(history.statuses()) == {200, 429}
+    assert history.owned() == list(range(1, limit + 1))
+    assert running.get("/counters/default")[1]["count"] == limit
+    assert running.terminate() == 0
+    logged = [r["extra"] for r in running.log() if "request_count" in r["extra"]]
+    numbers = [number for e in logged for number in range(e["request_count"] - e["n"] + 1, e["request_count"] + 1)]
+    assert sorted(numbers) == list(range(1, limit + 1))
