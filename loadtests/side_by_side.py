@@ -60,6 +60,7 @@ class Server:
         self.refused = 0
         self.started: float | None = None
         self.ended = 0.0
+        self._own_cpu = time.process_time()
         self._second: deque[tuple[int, int]] = deque(maxlen=WINDOW + 1)
         self._usage = self._read_usage()
 
@@ -125,6 +126,7 @@ class Server:
             "max_ms": latencies.largest,
             "failures": self.failures,
             "non_2xx": self.refused,
+            "generator_cores": (time.process_time() - self._own_cpu) / max(self.seconds, 0.001),
             "percentiles": [(percent, latencies.percentile(percent)) for percent in percents],
         }
 

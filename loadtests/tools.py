@@ -228,7 +228,7 @@ def run(tool: Tool, url: str, load: Load, *, check: bool = True) -> Outcome:
         outcome = tool.parse(text, folder)
         if outcome.requests <= 0 or outcome.seconds <= 0:
             raise ToolError(f"{tool.name} finished no request")
-        # Locust takes a while to start: its users' share of its CPU is what counts, and that it reports itself.
+        # Locust takes a while to start, so it reports its use of CPU from the first request on.
         outcome.generator_cores = outcome.generator_cores or cpu / seconds
         outcome.generator_limit = float(tool.threads(load))
         outcome.command = " ".join([Path(command[0]).name, *command[1:]]).replace(f"{folder}{os.sep}", "")
