@@ -144,8 +144,8 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     type=Spelled(),
     multiple=True,
     help=(
-        f"{'|'.join(SERVERS)} + redis|unix|memory|postgresql for the service, or {'|'.join(PEERS)} + a server. Words in "
-        "brackets are options of the server or settings: 'granian+redis[PYTHONRICING_REQUEST_LOG=off]'. Repeatable."
+        f"{'|'.join(SERVERS)} + redis|unix|memory|postgresql for the service, or {'|'.join(PEERS)} + a server. Words "
+        "in brackets are options of the server or settings: 'granian+redis[PYTHONRICING_REQUEST_LOG=off]'. Repeatable."
     ),
 )
 @click.option("--tool", "tools", type=click.Choice(list(TOOLS)), multiple=True, help="All by default. Repeatable.")
@@ -181,6 +181,7 @@ def compare(
             seconds=1,
             requests=2000,
             sweep_service_only=True,
+            once=("locust",),
             budget=QUICK_BUDGET,
         )
         if quick

@@ -49,6 +49,15 @@ FIGURES = {
 COMPARED = ("requests_per_second", "mean_ms", "p99_ms", "cpu_us")
 
 
+GRANIAN_UVICORN = "Granian against uvicorn"
+SYNCED = "synced against unsynced"
+OPTIONS = "with options against without"
+CEILING = "against the constant answer"
+FASTAPI = "against FastAPI"
+READ_THEN_WRITE = "against read-then-write"
+QUESTIONS = (GRANIAN_UVICORN, SYNCED, OPTIONS, CEILING, FASTAPI, READ_THEN_WRITE)
+
+
 class Analysis:
     """The runs of a comparison, by case."""
 
@@ -131,14 +140,14 @@ class Analysis:
         return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items() if len(points) > 1}
 
     def ratios(self) -> list[Ratio]:
-        """Every pair that answers a question, wherever both sides were measured alike."""
-        found = []
+        """Every pair that answers a question, wherever both sides were measured alike; by question."""
+        found: list[Ratio] = []
         for ours in sorted(self.cases, key=self.order):
             for theirs in sorted(self.cases, key=self.order):
                 question = self._question(ours, theirs)
                 if question is not None:
                     found += [ratio for figure in COMPARED if (ratio := self._ratio(question, ours, theirs, figure))]
-        return found
+        return sorted(found, key=lambda ratio: QUESTIONS.index(ratio.question))
 
     def _question(self, ours: Case, theirs: Case) -> str | None:
         a, b = self.contenders[ours.contender], self.contenders[theirs.contender]
@@ -148,17 +157,17 @@ class Analysis:
         same_server, same_options = a["server"] == b["server"], a["options"] == b["options"]
         if a["app"] == b["app"] and a["store"] == b["store"]:
             if same_options and (a["server"], b["server"]) == ("granian", "uvicorn"):
-                return "Granian against uvicorn"
+                return GRANIAN_UVICORN
             if same_server and a["options"] and not b["options"]:
-                return "with the options against without"
+                return OPTIONS
         if a["app"] != "service" or not same_options:
             return None
         if b["app"] == "service":
             synced = same_server and a["store"] != "memory" and b["store"] == "memory"
-            return "synced against unsynced" if synced else None
+            return SYNCED if synced else None
         if b["app"] == "constant":
-            return "against the ceiling of its server" if same_server else None
-        return "against FastAPI" if b["app"] == "fastapi" else "against read-then-write"
+            return CEILING if same_server else None
+        return FASTAPI if b["app"] == "fastapi" else READ_THEN_WRITE
 
     def _ratio(self, question: str, ours: Case, theirs: Case, figure: str) -> Ratio | None:
         value = paired_ratio(self.values(ours, figure), self.values(theirs, figure))

@@ -37,7 +37,8 @@ def describe() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "versions": {name: _version(name) for name in PACKAGES} | {"ab": _first_line("ab", "-V"), "wrk": _wrk()},
+        "versions": {name: _version(name) for name in PACKAGES}
+        | {"ab": _match("ab", "-V", r".*Version (\S+)"), "wrk": _match("wrk", "-v", r"wrk (\S+)")},
         "environment": {name: value for name, value in os.environ.items() if name.startswith(("GRANIAN_", "UVICORN_"))},
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "revision": revision(),
@@ -67,8 +68,8 @@ def _version(package: str) -> str:
         return ""
 
 
-def _wrk() -> str:
-    found = re.match(r"wrk (\S+)", _first_line("wrk", "-v"))
+def _match(program: str, option: str, pattern: str) -> str:
+    found = re.match(pattern, _first_line(program, option))
     return found[1] if found else ""
 
 

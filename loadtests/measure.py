@@ -51,6 +51,8 @@ class Options:
     seed: int = 0
     #: Leave the peers out of the sweeps.
     sweep_service_only: bool = False
+    #: Tools that measure in the first round only.
+    once: tuple[str, ...] = ()
     #: Begin no run after this many seconds; rounds that are not complete stay in the results.
     budget: float | None = None
 
@@ -232,9 +234,11 @@ class Lab:
     def _measure(self, cases: list[Case]) -> None:
         """The rounds, each in an order of its own."""
         draw = random.Random(self.options.seed)
-        self._progress.phase("Measuring", len(cases) * self.options.rounds)
+        single = sum(case.tool in self.options.once for case in cases)
+        self._progress.phase("Measuring", single + (len(cases) - single) * self.options.rounds)
         for number in range(1, self.options.rounds + 1):
-            for case in draw.sample(cases, len(cases)):
+            due = [case for case in cases if number == 1 or case.tool not in self.options.once]
+            for case in draw.sample(due, len(due)):
                 if self.options.budget and time.monotonic() - self._begun > self.options.budget:
                     self.results.skipped.append(f"what was left from round {number} on: the time was up")
                     return
@@ -281,7 +285,6 @@ class Lab:
             raise ContenderError("a worker ended while it was measured")
         cpu = after.cpu_since(before)
         store_cpu = store_after.cpu_since(store_before) if store_after and store_before else 0.0
-        generator = outcome.generator_cores * outcome.seconds
         return {
             **outcome_figures(outcome),
             "failures": outcome.failures + unexpected(outcome, self.options.scenario, running.contender),
@@ -297,7 +300,7 @@ class Lab:
                 else None
             ),
             "machine_cores": busy / seconds,
-            "other_cores": max(0.0, busy - cpu - store_cpu - generator) / seconds,
+            "other_cores": max(0.0, busy - cpu - store_cpu - outcome.generator_seconds) / seconds,
         }
 
 

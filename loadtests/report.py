@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loadtests import plots
-from loadtests.analysis import FIGURES, Analysis
+from loadtests.analysis import COMPARED, FIGURES, GRANIAN_UVICORN, Analysis
 from loadtests.measure import SCENARIOS, Results
 from loadtests.tools import TOOLS
 
@@ -80,27 +81,8 @@ def sections(analysis: Analysis) -> list[Section]:
     if results.audits:
         parts.append(_audits(results))
     parts += [_figures(analysis, tool) for tool in analysis.tools]
-    ratios = analysis.ratios()
-    if ratios:
-        parts.append(
-            Section(
-                "Ratios, paired by round",
-                header=["question", "ours", "theirs", "tool", "figure", "ratio [95 %]", "says"],
-                rows=[
-                    [
-                        ratio.question,
-                        ratio.ours.contender,
-                        ratio.theirs.contender,
-                        _tool(ratio.ours),
-                        ratio.figure.title,
-                        _interval(ratio.value, 2),
-                        ratio.words,
-                    ]
-                    for ratio in ratios
-                ],
-            )
-        )
-        parts.append(_losses(analysis))
+    if analysis.ratios():
+        parts += [_ratios(analysis), _losses(analysis)]
     parts += [part for vary in ("workers", "connections", "counters") if (part := _sweep(analysis, vary))]
     parts.append(_method(analysis))
     return parts
@@ -135,9 +117,9 @@ def _troubles(results: Results) -> Section:
 
 
 def _audits(results: Results) -> Section:
+    columns = ("admitted", "distinct", "limit", "refused", "failures", "reading", "verdict")
     rows = [
-        [key, *(str(found[name]) for name in ("admitted", "distinct", "limit", "refused", "failures"))]
-        + ["-" if found["reading"] is None else str(found["reading"]), found["verdict"]]
+        [key, *("-" if found[name] is None else str(found[name]) for name in columns)]
         for key, found in results.audits.items()
     ]
     return Section(
@@ -195,13 +177,27 @@ def _generator(analysis: Analysis, case: Case) -> str:
     return ", ".join(words)
 
 
+def _ratios(analysis: Analysis) -> Section:
+    """A row for each pair and tool."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for ratio in analysis.ratios():
+        pair = (ratio.question, ratio.ours.contender, ratio.theirs.contender, _tool(ratio.ours))
+        rows.setdefault(pair, {})[ratio.figure.key] = f"{_interval(ratio.value, 2)} {ratio.words}"
+    return Section(
+        "Ratios, paired by round",
+        ["Ours over theirs. *better* and *worse* are said of ours, where the interval does not contain 1."],
+        header=["question", "ours", "theirs", "tool", *(FIGURES[key].title for key in COMPARED)],
+        rows=[[*pair, *(cells.get(key, "-") for key in COMPARED)] for pair, cells in rows.items()],
+    )
+
+
 def _losses(analysis: Analysis) -> Section:
     """Said outright, so that nobody has to look for it."""
     losses = [
         f"{ratio.figure.title}, {ratio.ours.contender} against {ratio.theirs.contender}, {_tool(ratio.ours)}: "
-        f"{_interval(ratio.value, 2)} ×"
+        f"{_interval(ratio.value, 2)} times"
         for ratio in analysis.ratios()
-        if ratio.question == "Granian against uvicorn" and ratio.ours_loses
+        if ratio.question == GRANIAN_UVICORN and ratio.ours_loses
     ]
     return Section("Where Granian loses to uvicorn", items=losses or ["Nowhere in this run."])
 
@@ -290,7 +286,7 @@ def _inline(text: str) -> str:
     for mark, tag in (("`", "code"), ("**", "strong")):
         pieces = marked.split(mark)
         marked = "".join(piece if n % 2 == 0 else f"<{tag}>{piece}</{tag}>" for n, piece in enumerate(pieces))
-    return marked.replace("*no difference*", "<em>no difference</em>")
+    return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked)
 
 
 def summary(results: Results) -> list[dict[str, Any]]:
@@ -303,7 +299,7 @@ def summary(results: Results) -> list[dict[str, Any]]:
         {
             "contender": case.contender,
             **{
-                FIGURES[key].title: _interval(analysis.estimate(case, key), FIGURES[key].digits)
+                FIGURES[key].title: _number(analysis.estimate(case, key), FIGURES[key].digits)
                 for key in ("requests_per_second", "mean_ms", "p99_ms", "cpu_us")
             },
             "exactness": results.audits.get(case.contender, {}).get("verdict", "-"),

@@ -43,8 +43,9 @@ class Load:
 class Outcome:
     """What a generator measured: times in milliseconds; `percentiles` is the latency distribution it reported.
 
-    `failures` are requests without an answer, for Locust also wrong answers. Refusals (429) are counted among
-    `non_2xx`: ab and wrk do not tell the one from another.
+    `failures` are requests without an answer, for Locust also wrong answers. Refusals (429) are counted among `non_2xx`:
+    ab and wrk do not tell the one from another. `generator_cores` is what the generator used of `generator_limit` cores
+    while it asked, `generator_seconds` all the CPU that it used.
     """
 
     requests: int
@@ -58,6 +59,7 @@ class Outcome:
     non_2xx: int
     percentiles: list[tuple[float, float]]
     generator_cores: float = 0.0
+    generator_seconds: float = 0.0
     generator_limit: float = 1.0
     command: str = ""
 
@@ -181,7 +183,7 @@ class Locust:
     def command(self, url: str, load: Load, folder: Path) -> list[str]:
         users = ["--users", str(load.connections), "--spawn-rate", str(load.connections)]
         file = str(Path(__file__).with_name("locustfile.py"))
-        run = ["--headless", "--only-summary", "--run-time", f"{load.seconds}s", "--exit-code-on-error", "0"]
+        run = ["--headless", "--only-summary", "--run-time", f"{max(2, load.seconds)}s", "--exit-code-on-error", "0"]
         return [sys.executable, "-m", "locust", "-f", file, *run, *users]
 
     def environment(self, url: str, folder: Path, *, check: bool) -> dict[str, str]:
@@ -230,6 +232,7 @@ def run(tool: Tool, url: str, load: Load, *, check: bool = True) -> Outcome:
             raise ToolError(f"{tool.name} finished no request")
         # Locust takes a while to start, so it reports its use of CPU from the first request on.
         outcome.generator_cores = outcome.generator_cores or cpu / seconds
+        outcome.generator_seconds = cpu
         outcome.generator_limit = float(tool.threads(load))
         outcome.command = " ".join([Path(command[0]).name, *command[1:]]).replace(f"{folder}{os.sep}", "")
         outcome.command = outcome.command.replace(f"{ROOT}{os.sep}", "")
