@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 CSS = """
 :root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem;
   color: #1c2024; background: #fff; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto;
   font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #8886; text-align: right; vertical-align: top; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+p, li { max-width: 60rem; }
+figure { margin: 2rem 0; }
 svg { max-width: 100%; height: auto; }
 code { font-size: .92em; overflow-wrap: anywhere; }
 .trouble { border-left: 4px solid #d84a3a; padding-left: 1rem; }

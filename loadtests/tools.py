@@ -43,8 +43,8 @@ class Load:
 class Outcome:
     """What a generator measured: times in milliseconds; `percentiles` is the latency distribution it reported.
 
-    `failures` are requests without an answer, for Locust also wrong answers. Refusals (429) are counted among `non_2xx`:
-    ab and wrk do not tell the one from another. `generator_cores` is what the generator used of `generator_limit` cores
+    `failures` are requests without an answer, for Locust also wrong answers. Refusals (429) count as `non_2xx`: ab
+    and wrk do not tell the one from another. `generator_cores` is what the generator used of `generator_limit` cores
     while it asked, `generator_seconds` all the CPU that it used.
     """
 
