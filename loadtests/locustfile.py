@@ -18,14 +18,11 @@ import json
 import logging
 import os
 import random
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gevent import sleep
 from locust import FastHttpUser, LoadTestShape, events, task
-from locust.exception import StopTest
 
 from loadtests import side_by_side
 from loadtests.checks import Checker, Wrong
@@ -33,8 +30,6 @@ from loadtests.contenders import Contender, ContenderError, Running, Unavailable
 from loadtests.processes import port_is_taken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from locust.contrib.fasthttp import ResponseContextManager
     from locust.env import Environment
 
@@ -88,7 +83,10 @@ class ClaimUser(FastHttpUser):
         except Wrong as error:
             wrong = str(error)
         self.server.record(
-            response.request_meta["response_time"], failed=wrong is not None, refused=response.status_code == 429
+            response.request_meta["response_time"],
+            failed=wrong is not None,
+            admitted=size if response.status_code == 200 else 0,
+            refused=response.status_code == 429,
         )
         if wrong is None:
             response.success()
@@ -207,10 +205,11 @@ class SideBySide:
                 self.token = running.token
                 server = side_by_side.Server(name, running.url, running.pid)
                 log.info("%s is up at %s", contender.key, running.url)
-            server.read_counters = self._reader(server)
             self.servers.append(server)
             for kind in classes:
                 kind.server, kind.host = server, server.url
+            if self.token:
+                self._set_up(server, {name: limit for kind in classes for name, limit in (kind.counters or {}).items()})
 
     def close(self) -> None:
         self.stack.close()
@@ -219,15 +218,19 @@ class SideBySide:
         return [kind for kind in self.environment.user_classes if getattr(kind, "server", None) is server]
 
     def start_test(self) -> None:
-        """Every counter of the classes in play anew, and every figure at 0."""
+        """Every figure at 0. Nothing that takes time: until it is done, Locust's page takes the test for not started."""
+        for server in self.servers:
+            limits = {name: limit for kind in self._in_play(server) for name, limit in (kind.counters or {}).items()}
+            server.limit = sum(limits.values()) if limits else None
+        self.reset()
+
+    def stop_test(self) -> None:
+        """A new sale for the next test, so that no worker remembers the end of this one when it opens."""
         for server in self.servers:
             for kind in self._in_play(server):
-                kind.checkers.clear()
-                if kind.counters and self.token:
-                    self._set_up(server, kind.counters)
-        if any(kind.counters for kind in self.environment.user_classes if issubclass(kind, ClaimUser)):
-            sleep(0.25)  # until no worker refuses from its memory of the last test
-        self.reset()
+                if issubclass(kind, Burst) and self.token:
+                    kind.checkers.clear()
+                    self._set_up(server, kind.counters or {})
 
     def reset(self) -> None:
         for server in self.servers:
@@ -240,27 +243,7 @@ class SideBySide:
             _request("DELETE", url, headers)
             status, _ = _request("PUT", url, headers, json.dumps({"limit": limit}).encode())
             if status not in (200, 201):
-                raise StopTest(f"{server.name} could not set up counter {counter}: status {status}")
-
-    def _reader(self, server: side_by_side.Server) -> Callable[[], tuple[int, int] | None]:
-        """Admitted and limit, summed over the counters in play; at most once a second, for every page that asks."""
-        last: tuple[float, tuple[int, int] | None] = (-1.0, None)
-
-        def read() -> tuple[int, int] | None:
-            nonlocal last
-            if time.monotonic() - last[0] < 1:
-                return last[1]
-            counters = {name for kind in self._in_play(server) for name in kind.counters or ()}
-            counted = 0, 0
-            for name in counters:
-                status, body = _request("GET", f"{server.url}/counters/{name}", {})
-                if status == 200:
-                    answer = json.loads(body)
-                    counted = counted[0] + answer["count"], counted[1] + answer["limit"]
-            last = time.monotonic(), counted if counters else None
-            return last[1]
-
-        return read
+                raise ContenderError(f"{server.name} could not set up counter {counter}: status {status}")
 
     def report(self) -> None:
         options = self.environment.parsed_options
@@ -309,6 +292,7 @@ def _open(environment: Environment, **_: Any) -> None:
         lab.close()
         raise SystemExit(f"loadtests: {error}") from None
     environment.events.test_start.add_listener(lambda **_: lab.start_test())
+    environment.events.test_stop.add_listener(lambda **_: lab.stop_test())
     environment.events.reset_stats.add_listener(lambda **_: lab.reset())
     environment.events.quitting.add_listener(lambda **_: lab.report())
     environment.events.quit.add_listener(lambda **_: lab.close())

@@ -19,8 +19,6 @@ from loadtests.processes import Usage
 from loadtests.statistics import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flask import Response
     from locust.env import Environment
 
@@ -50,14 +48,15 @@ class Server:
         self.name = name
         self.url = url
         self._pid = pid
-        #: Asks the server for (admitted, limit) of the counters in play.
-        self.read_counters: Callable[[], tuple[int, int] | None] = lambda: None
+        #: Of all counters in play; None if that isn't known.
+        self.limit: int | None = None
         self.reset()
 
     def reset(self) -> None:
         self.latencies = Histogram()
         self.failures = 0
         self.refused = 0
+        self.admitted = 0
         self.started: float | None = None
         self.ended = 0.0
         self._own_cpu = time.process_time()
@@ -67,14 +66,15 @@ class Server:
     def _read_usage(self) -> Usage | None:
         return Usage.of(self._pid) if self._pid is not None else None
 
-    def record(self, milliseconds: float, *, failed: bool, refused: bool) -> None:
-        """One answer."""
+    def record(self, milliseconds: float, *, failed: bool, admitted: int, refused: bool) -> None:
+        """One answer: `admitted` is how many numbers it gave."""
         self.ended = time.perf_counter()
         if self.started is None:
             self.started = self.ended - milliseconds / 1000
         self.latencies.add(milliseconds)
         self.failures += failed
         self.refused += refused
+        self.admitted += admitted
         second = int(self.ended)
         if self._second and self._second[-1][0] == second:
             self._second[-1] = (second, self._second[-1][1] + 1)
@@ -98,7 +98,6 @@ class Server:
     def row(self) -> dict[str, Any]:
         usage = self._read_usage()
         cpu = usage.cpu_since(self._usage) if usage and self._usage else None
-        counted = self.read_counters()
         return {
             "name": self.name,
             "requests": self.latencies.count,
@@ -109,7 +108,7 @@ class Server:
             "failures": self.failures,
             "cpu": round(cpu * 1e6 / self.latencies.count, 1) if cpu is not None and self.latencies.count else "-",
             "memory": round(usage.resident_mb, 1) if usage else "-",
-            "admitted": f"{counted[0]} of {counted[1]}" if counted else "-",
+            "admitted": f"{self.admitted} of {self.limit}" if self.limit is not None else str(self.admitted),
         }
 
     def figures(self) -> dict[str, Any]:
@@ -175,9 +174,12 @@ def add_tab(environment: Environment, servers: list[Server]) -> None:
 
     @web_ui.app.after_request
     def extend(response: Response) -> Response:
-        if request.path == f"{base}/stats/requests" and response.is_json:
-            extended = {**(response.json or {}), "extended_stats": [{"key": KEY, "data": rows(servers)}]}
-            response.set_data(json.dumps(extended))
+        if request.path == f"{base}/stats/requests" and response.is_json and environment.runner:
+            # Locust keeps this answer for two seconds. Right after the start an old one would still say that nothing
+            # has started, on which the page goes back to its form and stops asking.
+            state = {"state": environment.runner.state, "user_count": environment.runner.user_count}
+            extended = {"extended_stats": [{"key": KEY, "data": rows(servers)}]}
+            response.set_data(json.dumps({**(response.json or {}), **state, **extended}))
         return response
 
     web_ui.app.register_blueprint(blueprint)

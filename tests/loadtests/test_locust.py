@@ -38,8 +38,8 @@ def headless(tmp_path, *words, **environment):
 def test_a_row_has_what_the_server_answered():
     server = Server("granian", "http://127.0.0.1:1", None)
     for number in range(1, 101):
-        server.record(float(number), failed=number == 7, refused=number > 90)
-    server.read_counters = lambda: (90, 90)
+        server.record(float(number), failed=number == 7, admitted=number <= 90, refused=number > 90)
+    server.limit = 90
     row = server.row()
     assert (row["name"], row["requests"], row["failures"], row["admitted"]) == ("granian", 100, 1, "90 of 90")
     assert row["p50"] == pytest.approx(50, rel=0.03)
