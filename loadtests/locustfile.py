@@ -218,7 +218,7 @@ class SideBySide:
         return [kind for kind in self.environment.user_classes if getattr(kind, "server", None) is server]
 
     def start_test(self) -> None:
-        """Every figure at 0. Nothing that takes time: until it is done, Locust's page takes the test for not started."""
+        """Every figure at 0. Nothing that takes time: until it is done, Locust's page sees no test running."""
         for server in self.servers:
             limits = {name: limit for kind in self._in_play(server) for name, limit in (kind.counters or {}).items()}
             server.limit = sum(limits.values()) if limits else None
