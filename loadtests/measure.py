@@ -53,6 +53,8 @@ class Options:
     sweep_service_only: bool = False
     #: Tools that measure in the first round only.
     once: tuple[str, ...] = ()
+    #: Something to read the figures beside.
+    note: str = ""
     #: Begin no run after this many seconds; rounds that are not complete stay in the results.
     budget: float | None = None
 

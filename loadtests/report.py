@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,10 @@ throws it away, as a container's runtime reads it. Each contender on a store has
 file synced every second.
 ab and wrk do not tell a refusal from an error by its status: failures are lost connections and timeouts, and answers \
 of the wrong class for the scenario. The audit and Locust check every answer."""
+
+
+#: Cores used by other programs from which on the report says so.
+DISTURBED = 0.25
 
 
 @dataclass
@@ -108,7 +113,10 @@ def _head(results: Results) -> Section:
     if machine["environment"]:
         settings = " ".join(f"{name}={value}" for name, value in machine["environment"].items())
         items.append(f"Environment: {settings}")
-    return Section("Load lab", items=items)
+    others = statistics.median([run["other_cores"] for run in results.runs] or [0.0])
+    if others > DISTURBED:
+        items.append(f"**Not a quiet machine**: other programs used {others:.2f} cores in the median run")
+    return Section("Load lab", [options["note"]] if options.get("note") else [], items=items)
 
 
 def _troubles(results: Results) -> Section:
@@ -174,7 +182,7 @@ def _generator(analysis: Analysis, case: Case) -> str:
     if analysis.saturated(case):
         words.append("**at its limit**")
     words.append(f"machine {busy:.0%} busy")
-    if others > 0.25:
+    if others > DISTURBED:
         words.append(f"other programs {others:.2f} cores")
     return ", ".join(words)
 

@@ -125,7 +125,9 @@ def test_a_generator_at_its_limit_stands_beside_the_figures_and_ratios_but_not_b
 def test_other_programs_that_were_busy_are_told(results):
     for each in results.runs:
         each["other_cores"] = 0.7
-    assert "other programs 0.70 cores" in report.as_markdown(report.sections(Analysis(results)))
+    text = report.as_markdown(report.sections(Analysis(results)))
+    assert "other programs 0.70 cores" in text
+    assert "**Not a quiet machine**: other programs used 0.70 cores in the median run" in text
 
 
 def test_questions_pair_what_is_alike():
