@@ -37,6 +37,12 @@ lock:  ## resolve the dependencies anew; needs uv
 		--all-extras pyproject.toml --output-file requirements/dev.lock
 	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
 		--extra embedded --constraint requirements/dev.lock pyproject.toml --output-file requirements/serve.lock
+	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \
+		--constraint requirements/dev.lock pyproject.toml --output-file requirements/image.lock
+	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \
+		--extra postgres --constraint requirements/dev.lock pyproject.toml --output-file requirements/image-postgres.lock
+	echo hatchling | uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \
+		--constraint requirements/dev.lock - --output-file requirements/build.lock
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
