@@ -115,7 +115,7 @@ class Postgres:
         self._pid = int((folder / "pgdata" / "postmaster.pid").read_text().split()[0])
 
     def version(self) -> str:
-        return str(self._server.psql("SHOW server_version;")).split()[2]
+        return "PostgreSQL " + str(self._server.psql("SHOW server_version;")).split()[2]
 
     def usage(self) -> Usage:
         return Usage.of(self._pid)
