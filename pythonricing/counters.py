@@ -251,7 +251,7 @@ class Counters:
         lane = self._lanes.get(name)
         try:
             async with self._answered():
-                counter = await self._store.read(name, self._known(lane), self._create_with(name))
+                counter = await self._read(name, lane)
         except StateLost:
             self._lose(lane or self._lane(name))
             raise
@@ -263,6 +263,14 @@ class Counters:
         """The first `limit` counters by name, as the store has them. Raises StoreUnavailable."""
         async with self._answered():
             return await self._store.browse(limit)
+
+    async def _read(self, name: str, lane: _Lane | None) -> Counter:
+        while True:
+            try:
+                return await self._store.read(name, self._known(lane), self._create_with(name))
+            except StoreUnavailable:
+                await asyncio.sleep(0.02)
+                await self._store.ready()
 
     async def check(self) -> None:
         """Whether claims can be served. Raises StoreUnavailable or StateLost."""
