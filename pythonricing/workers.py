@@ -14,6 +14,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from loguru import logger
+
 #: Names the folder, for prometheus-client and for the workers of a server that made it.
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX = "pythonricing-workers-"
@@ -90,7 +92,8 @@ def join() -> Slot | None:
         return None
     try:
         slot = Slot(Path(given) if given else _folder(parent.pid), numbered=True)  # type: ignore[union-attr, arg-type]
-    except OSError:
+    except OSError as error:
+        logger.warning("the workers have no folder to meet in, so each one's metrics are its own: {}", error)
         return None
     os.environ[VARIABLE] = str(slot.folder)
     return slot

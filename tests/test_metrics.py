@@ -159,6 +159,16 @@ def test_a_folder_that_is_given_is_used_and_emptied(
     assert not folder.exists() or not list(folder.iterdir())
 
 
+def test_without_any_folder_a_worker_counts_for_itself_and_says_so(
+    empty_valkey: RedisServer, service: Callable[..., Service], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    running = service(empty_valkey.url, workers=1, wait_for="/readyz", multiproc=tmp_path / "file" / "folder")
+    running.get("/")
+    everywhere(running, (1, 0), times=1)
+    assert [record for record in running.log() if "no folder to meet in" in record["message"]]
+
+
 def test_the_store_is_shown_as_it_is(empty_valkey: RedisServer, service: Callable[..., Service]) -> None:
     running = service(empty_valkey.url, workers=2, wait_for="/readyz", admin_token="t", halt_cache=0)
     running.get("/counters/seats", "PUT", b'{"limit": 3}', Authorization="Bearer t")
