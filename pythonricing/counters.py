@@ -13,7 +13,9 @@ import uuid
 from collections import deque
 from contextlib import asynccontextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from pythonricing.stores.base import (
     RECEIPT_SECONDS,
@@ -49,7 +51,7 @@ RESEND_SECONDS = RECEIPT_SECONDS / 6
 FORGET_SECONDS = TOMBSTONE_SECONDS / 7
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a claim got. Admitted: it owns the numbers `request_count - n + 1` to `request_count`."""
 
     admitted: bool
@@ -93,22 +95,14 @@ class Journal(Protocol):
         """The store answered with an error."""
 
 
-class _Claim:
-    __slots__ = ("deadline", "future", "key", "left", "size")
+class _Claim(msgspec.Struct):
+    """A claim that waits for its answer."""
 
-    def __init__(
-        self,
-        size: int,
-        key: str | None,
-        future: asyncio.Future[Answer],
-        deadline: float,
-        left: Callable[[], Awaitable[None]] | None,
-    ) -> None:
-        self.size = size
-        self.key = key
-        self.future = future
-        self.deadline = deadline
-        self.left = left
+    size: int
+    key: str | None
+    future: asyncio.Future[Answer]
+    deadline: float
+    left: Callable[[], Awaitable[None]] | None
 
 
 class _Lane:
