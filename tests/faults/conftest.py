@@ -1,0 +1,39 @@
+"""Fixtures of the fault suite: each test is run against every store that can be harmed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.harness import VICTIMS
+from tests.faults.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.faults.harness import Victim
+
+
+@pytest.fixture(params=VICTIMS)
+def idle_victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Victim]:
+    """A store that hasn't been started."""
+    store = VICTIMS[request.param](tmp_path / "victim")
+    yield store
+    store.stop()
+
+
+@pytest.fixture
+def victim(idle_victim: Victim) -> Victim:
+    """A store of the test's own, to do harm to."""
+    idle_victim.start()
+    return idle_victim
+
+
+@pytest.fixture
+def proxy(victim: Victim) -> Iterator[Proxy]:
+    """The way to `victim` through a network that can fail."""
+    between = Proxy(victim.port)
+    yield between
+    between.stop()

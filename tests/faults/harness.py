@@ -1,0 +1,239 @@
+"""The fault suite's parts: a store that can be harmed, clients that remember, and the judge of what they remember."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import threading
+from contextlib import contextmanager
+from itertools import repeat
+from typing import TYPE_CHECKING, Protocol
+
+from tests.faults.proxy import Proxy
+from tests.support import PATIENCE, History, RedisServer, hammer, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from pathlib import Path
+
+    from tests.support import Service
+
+
+class Victim(Protocol):
+    """A store server and the harm that can be done to it. It keeps what it has acknowledged through a crash."""
+
+    #: Its address, for the service.
+    url: str
+
+    def start(self) -> None:
+        """Start it, or start it again on its data, and wait until it answers."""
+
+    def kill(self) -> None:
+        """End it as a power cut would end the process."""
+
+    def pause(self) -> None:
+        """Stop it from doing anything; its connections stay open."""
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+
+    def drop_connections(self) -> None:
+        """Close every client's connection, whatever is under way."""
+
+    def wipe(self) -> None:
+        """Lose all data, while running."""
+
+    def backup(self) -> None:
+        """Keep a copy of the data as it is now."""
+
+    def restore(self) -> None:
+        """Be replaced by the copy, as after a disaster."""
+
+    def proxied(self, proxy: Proxy) -> str:
+        """Its address through a proxy."""
+
+    @property
+    def port(self) -> int:
+        """Its TCP port, for a proxy."""
+
+    def stop(self) -> None:
+        """Clean up."""
+
+
+class RedisVictim:
+    """Valkey with an append-only file that is flushed before every reply."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = RedisServer(folder)
+        self.url = self.server.url
+        self._copy = folder.with_name(f"{folder.name}-copy")
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    def start(self) -> None:
+        self.server.start()
+
+    def kill(self) -> None:
+        self.server.kill()
+
+    def pause(self) -> None:
+        self.server.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.server.signal(signal.SIGCONT)
+
+    def drop_connections(self) -> None:
+        self.server.command("CLIENT", "KILL", "TYPE", "normal")
+
+    def wipe(self) -> None:
+        assert self.server.command("FLUSHALL") == "+OK"
+
+    def backup(self) -> None:
+        self.server.kill()
+        shutil.copytree(self.server.folder, self._copy)
+        self.server.start()
+
+    def restore(self) -> None:
+        self.server.kill()
+        shutil.rmtree(self.server.folder)
+        shutil.copytree(self._copy, self.server.folder)
+        self.server.start()
+
+    def proxied(self, proxy: Proxy) -> str:
+        return f"redis://127.0.0.1:{proxy.port}/0"
+
+    def stop(self) -> None:
+        self.server.stop()
+
+
+#: The stores that the suite attacks.
+VICTIMS: dict[str, Callable[[Path], Victim]] = {"redis": RedisVictim}
+
+
+class Load:
+    """Clients that claim in the background. `done` is how many claims have ended."""
+
+    def __init__(
+        self,
+        service: Service,
+        claims: int | None = None,
+        *,
+        clients: int = 32,
+        keys: bool = False,
+        retry: Collection[int] = (),
+        pace: float = 0.0,
+    ) -> None:
+        self.history = History()
+        self._stopping = threading.Event()
+        sizes = self._sizes(claims)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(
+                hammer(service.port, clients, sizes, keys=keys, retry=retry, pace=pace, history=self.history)
+            ),
+            daemon=True,
+        )
+        self._thread.start()
+
+    def _sizes(self, claims: int | None) -> Iterable[int]:
+        for size in repeat(1) if claims is None else repeat(1, claims):
+            if self._stopping.is_set():
+                return
+            yield size
+
+    @property
+    def done(self) -> int:
+        return len(self.history.calls)
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait_for(self, claims: int) -> None:
+        """Wait until that many claims more have ended, or all have."""
+        target = self.done + claims
+        wait_until(lambda: self.done >= target or not self.running, f"{claims} claims to end")
+
+    def join(self) -> History:
+        """Wait for the end of every claim."""
+        self._thread.join(2 * PATIENCE)
+        assert not self.running, f"claims hang: {self.history.statuses()}"
+        return self.history
+
+    def stop(self) -> History:
+        """Make no more claims, and wait for the answers to those on their way."""
+        self._stopping.set()
+        return self.join()
+
+
+@contextmanager
+def every(seconds: float, act: Callable[[], None]) -> Iterator[list[None]]:
+    """Do something again and again, from a thread; yields a list that grows with each time."""
+    stopping = threading.Event()
+    times: list[None] = []
+
+    def run() -> None:
+        while not stopping.wait(seconds):
+            act()
+            times.append(None)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield times
+    finally:
+        stopping.set()
+        thread.join(PATIENCE)
+
+
+def orphans(service: Service) -> set[int]:
+    """The numbers that the service has logged as admitted to nobody."""
+    extras = [record["extra"] for record in service.log() if "orphaned" in record["extra"]]
+    return {number for e in extras for number in range(e["orphaned"] - e["n"] + 1, e["orphaned"] + 1)}
+
+
+def judge(
+    history: History, service: Service, *, limit: int, count: int, statuses: Collection[int], killed: bool = False
+) -> None:
+    """Hold what the clients saw against the store's final `count` and the service's log; explain what doesn't fit.
+
+    Every number up to `count` belongs to one claim, or was logged as orphaned; where a worker was `killed`, as many
+    as claims were left without an answer may belong to nobody.
+    """
+    owned = history.owned()
+    owners = set(owned)
+    twice = sorted({number for number, after in zip(owned, owned[1:], strict=False) if number == after})
+    orphaned = orphans(service)
+    nobodys = set(range(1, count + 1)) - owners - orphaned
+    in_flight = sum(call.n for call in history.calls if call.status == 0) if killed else 0
+    faults = {
+        "answers of another kind": {s: n for s, n in history.statuses().items() if s not in statuses},
+        "numbers with two owners": twice,
+        "numbers above the store's count": sorted(n for n in owners | orphaned if n > count),
+        "numbers that belong to nobody": sorted(nobodys) if len(nobodys) > in_flight else [],
+        "admitted over the limit": list(owned[limit:]) if len(owned) > limit else [],
+        "the count is over the limit": [count] if count > limit else [],
+    }
+    verdict = {what: found for what, found in faults.items() if found}
+    assert not verdict, (
+        f"{verdict}\nhistory: {history.summary()}\nlimit {limit}, count {count}, owned {len(owners)}, orphaned "
+        f"{len(orphaned)}, nobody's {len(nobodys)}, in flight at a kill: {in_flight}\n" + tail(service)
+    )
+
+
+def tail(service: Service, lines: int = 20) -> str:
+    """The last unusual lines of the service's log."""
+    rare = [r for r in service.log() if "request_count" not in r["extra"]]
+    return "\n".join(f"{r['time']['repr']} {r['process']['id']} {r['level']['name']} {r['message']}" for r in rare[-lines:])
+
+
+def count_of(service: Service, name: str = "default") -> int:
+    """The counter as the service reads it, once it can."""
+    status, body = wait_until(
+        lambda: (answer := service.get(f"/counters/{name}"))[0] == 200 and answer, f"counter {name} to be readable"
+    )
+    assert status == 200
+    count: int = body["count"]
+    return count

@@ -1,0 +1,135 @@
+"""One Idempotency-Key is one claim: however often, wherever and through whatever fault it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.harness import Load, count_of, judge
+from tests.faults.test_workers import kill_a_worker
+from tests.support import Client, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from tests.faults.harness import Victim
+    from tests.faults.proxy import Proxy
+    from tests.support import Service
+
+
+async def together(port: int, paths: list[str], key: str) -> list[tuple[int, Any]]:
+    """Claim with one key on a connection each, all at once."""
+    clients = [Client(port) for _ in paths]
+    try:
+        return await asyncio.gather(
+            *(client.request(path, Idempotency_Key=key) for client, path in zip(clients, paths, strict=True))
+        )
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_concurrent_requests_with_one_key_are_one_claim(victim: Victim, service: Callable[..., Service]) -> None:
+    running = service(victim.url, "/readyz", limit=100)
+    for number in range(1, 21):
+        answers = asyncio.run(together(running.port, ["/"] * 16, f"key-{number}"))
+        assert answers == [(200, {"request_count": number, "limit": 100})] * 16
+    assert count_of(running) == 20
+
+
+def test_a_key_with_another_size_is_refused(victim: Victim, service: Callable[..., Service]) -> None:
+    running = service(victim.url, "/readyz", limit=100)
+    path = "/counters/default"
+    answers = asyncio.run(together(running.port, [f"{path}?n=2", f"{path}?n=3"] * 8, "one"))
+    statuses = sorted(status for status, _ in answers)
+    assert statuses == [200] * 8 + [422] * 8
+    assert count_of(running) in (2, 3)
+    first = count_of(running)
+    assert running.get(f"{path}?n=4", "POST", idempotency_key="one")[0] == 422
+    assert running.get(f"{path}?n={first}", "POST", idempotency_key="one") == (
+        200,
+        {"request_count": first, "limit": 100},
+    )
+
+
+def test_a_key_is_known_to_one_counter_only(victim: Victim, service: Callable[..., Service]) -> None:
+    running = service(victim.url, "/readyz", limit=100, admin_token="t")
+    running.get("/counters/seats", "PUT", b'{"limit": 10}', authorization="Bearer t")
+    assert running.get("/", "POST", idempotency_key="k")[1]["request_count"] == 1
+    assert running.get("/counters/seats", "POST", idempotency_key="k")[1]["request_count"] == 1
+    assert running.get("/counters/seats", "POST", idempotency_key="k")[1]["request_count"] == 1
+
+
+@pytest.mark.parametrize("halt_cache", [0.1, 60])
+def test_a_key_repeats_a_refusal_and_an_admission_whatever_the_halt_cache_says(
+    halt_cache: float, victim: Victim, service: Callable[..., Service]
+) -> None:
+    running = service(victim.url, "/readyz", limit=1, halt_cache=halt_cache, admin_token="t")
+    admitted = running.get("/", "POST", idempotency_key="first")
+    assert admitted == (200, {"request_count": 1, "limit": 1})
+    for _ in range(20):
+        assert running.get("/", "POST")[0] == 429
+    refused = running.get("/", "POST", idempotency_key="second")
+    assert refused[0] == 429
+    for _ in range(20):
+        assert running.get("/", "POST", idempotency_key="first") == admitted
+    # There is room now, but the second key has had its answer.
+    assert running.get("/counters/default", "PUT", b'{"limit": 5}', authorization="Bearer t")[0] == 200
+    for _ in range(20):
+        assert running.get("/", "POST", idempotency_key="second")[0] == 429
+    assert running.get("/", "POST", idempotency_key="third") == (200, {"request_count": 2, "limit": 5})
+    assert count_of(running) == 2
+
+
+def test_a_key_given_during_an_outage_is_one_claim_after_it(
+    victim: Victim, proxy: Proxy, service: Callable[..., Service]
+) -> None:
+    running = service(victim.proxied(proxy), "/readyz", limit=100, store_timeout=0.5)
+    proxy.set("deaf")
+    # Executed by the store, perhaps more than once over different workers, and never answered.
+    for _ in range(4):
+        assert running.get("/", "POST", idempotency_key="k")[0] == 503
+    proxy.set("pass")
+    status, body = wait_until(
+        lambda: (answer := running.get("/", "POST", idempotency_key="k"))[0] == 200 and answer, "the answer"
+    )
+    assert (status, body) == (200, {"request_count": 1, "limit": 100})
+    assert count_of(running) == 1
+
+
+def test_a_key_outlives_the_worker_that_used_it_and_the_store(victim: Victim, service: Callable[..., Service]) -> None:
+    running = service(victim.url, "/readyz", limit=100, store_timeout=20)
+    keys = [os.urandom(8).hex() for _ in range(20)]
+    first = {key: running.get("/", "POST", idempotency_key=key) for key in keys}
+    kill_a_worker(running)
+    victim.kill()
+    victim.start()
+    for key in keys:
+        again = wait_until(
+            lambda key=key: (answer := running.get("/", "POST", idempotency_key=key))[0] and answer, "an answer"
+        )
+        assert again == first[key]
+    assert count_of(running) == 20
+
+
+def test_keys_make_every_claim_count_once_through_a_store_that_is_paused_too_long(
+    victim: Victim, service: Callable[..., Service]
+) -> None:
+    claims, limit = 3_000, 2_500
+    running = service(victim.url, "/readyz", limit=limit, store_timeout=0.4)
+    load = Load(running, claims, clients=16, keys=True, retry={0, 503}, pace=0.05)
+    for _ in range(2):
+        load.wait_for(500)
+        victim.pause()
+        seen = load.history.statuses().get(503, 0)
+        wait_until(lambda seen=seen: load.history.statuses().get(503, 0) > seen, "a claim to be given up")
+        victim.resume()
+    history = load.join()
+    assert len(history.owned()) == limit
+    judge(history, running, limit=limit, count=count_of(running), statuses={200, 429, 503})
+
+

@@ -1,0 +1,101 @@
+"""The network between service and store loses replies, delays, cuts, goes silent, refuses, or delivers late."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.harness import Load, count_of, judge
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.faults.harness import Victim
+    from tests.faults.proxy import Mode, Proxy
+    from tests.support import Service
+
+
+@pytest.mark.parametrize("mode", ["deaf", "cut", "refuse", "delay"])
+def test_a_fault_shorter_than_the_timeout_fails_no_claim(
+    mode: Mode, victim: Victim, proxy: Proxy, service: Callable[..., Service]
+) -> None:
+    claims, limit = 6_000, 5_000
+    # A silent connection is given up after half of the timeout.
+    timeout = 4 if mode == "deaf" else 20
+    running = service(victim.proxied(proxy), "/readyz", limit=limit, store_timeout=timeout)
+    load = Load(running, claims)
+    for _ in range(3):
+        load.wait_for(500)
+        proxy.set(mode, delay=0.05)
+        if mode in ("deaf", "cut"):
+            swallowed = proxy.swallowed
+            wait_until(lambda before=swallowed: proxy.swallowed > before, "a reply to be lost")
+        else:
+            time.sleep(0.3)
+        proxy.set("pass")
+    history = load.join()
+    assert len(history.owned()) == limit
+    judge(history, running, limit=limit, count=count_of(running), statuses={200, 429})
+
+
+@pytest.mark.parametrize("mode", ["deaf", "silent", "refuse", "delay"])
+def test_a_fault_longer_than_the_timeout_fails_claims_and_admits_none_of_them(
+    mode: Mode, victim: Victim, proxy: Proxy, service: Callable[..., Service]
+) -> None:
+    limit = 1_000_000
+    running = service(victim.proxied(proxy), "/readyz", limit=limit, store_timeout=0.5)
+    load = Load(running)
+    load.wait_for(1_000)
+    proxy.set(mode, delay=2.0)
+    load.wait_for(100)
+    wait_until(lambda: 503 in load.history.statuses(), "a claim to be given up")
+    assert running.get("/readyz")[0] == 503
+    assert running.get("/livez")[0] == 200
+    proxy.set("pass")
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready again")
+    load.wait_for(1_000)
+    history = load.stop()
+    judge(history, running, limit=limit, count=count_of(running), statuses={200, 503})
+
+
+@pytest.mark.parametrize("later", [0, 500], ids=["at once", "after later batches"])
+def test_a_batch_that_arrives_after_its_repeat_is_not_executed_again(
+    later: int, victim: Victim, proxy: Proxy, service: Callable[..., Service]
+) -> None:
+    limit = 1_000_000
+    running = service(victim.proxied(proxy), "/readyz", limit=limit, store_timeout=4)
+    load = Load(running)
+    load.wait_for(1_000)
+    proxy.set("hold")
+    wait_until(lambda: [pipe for pipe in proxy.pipes if pipe.held], "a command to be held")
+    proxy.set("pass")
+    load.wait_for(100)
+    if later:
+        load.wait_for(later)
+    proxy.release()
+    wait_until(lambda: proxy.late, "the held command to be delivered")
+    load.wait_for(500)
+    history = load.stop()
+    time.sleep(proxy.linger)
+    judge(history, running, limit=limit, count=count_of(running), statuses={200})
+
+
+def test_a_claim_waits_no_longer_than_the_timeout(
+    victim: Victim, proxy: Proxy, service: Callable[..., Service]
+) -> None:
+    running = service(victim.proxied(proxy), "/readyz", limit=10, store_timeout=1)
+    proxy.set("silent")
+    asked = time.monotonic()
+    status, problem = running.get("/", "POST")
+    waited = time.monotonic() - asked
+    assert (status, problem["type"]) == (503, "urn:pythonricing:store-unavailable")
+    # Earlier than 1 s would give up too soon; the margin is for slow machines.
+    assert 0.9 < waited < 10
+    proxy.set("pass")
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready again")
+    status, body = running.get("/", "POST")
+    assert status == 200
+    wait_until(lambda: count_of(running) == body["request_count"], "the count to settle")

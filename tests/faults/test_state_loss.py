@@ -1,0 +1,166 @@
+"""A store that comes back empty or older than what a worker has seen: no claim is admitted until an operator speaks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.harness import Load, Victim
+from tests.faults.test_workers import workers
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support import Service
+
+TOKEN = "let-me"
+ADMIN = {"authorization": f"Bearer {TOKEN}"}
+LIMIT = 1_000_000
+
+
+def start(victim: Victim, service: Callable[..., Service], **settings: object) -> Service:
+    return service(victim.url, "/readyz", admin_token=TOKEN, store_timeout=10, **settings)
+
+
+def claim_on_every_worker(running: Service, claims: int) -> int:
+    """Claim until each worker has admitted some of these claims; returns the last number."""
+    before = len(running.log())
+    last = 0
+
+    def all_have() -> bool:
+        nonlocal last
+        load = Load(running, claims)
+        last = max([last, *load.join().owned()])
+        recent = {r["process"]["id"] for r in running.log()[before:] if "request_count" in r["extra"]}
+        return len(recent) == 2
+
+    wait_until(all_have, "both workers to admit claims")
+    return last
+
+
+def assert_closed(running: Service, name: str = "default") -> None:
+    """No worker admits anything, and the service says why."""
+    history = Load(running, 400).join()
+    assert history.summary() == "400 x 503 State lost"
+    assert running.get("/readyz")[0] == 503
+    assert running.get("/livez")[0] == 200
+    critical = [r for r in running.log() if r["level"]["name"] == "CRITICAL"]
+    assert critical
+    # Once a worker, not once a claim.
+    assert len(critical) == len({r["process"]["id"] for r in critical})
+    assert critical[0]["extra"]["counter"] == name
+
+
+def lose_everything(victim: Victim) -> None:
+    victim.wipe()
+
+
+def lose_everything_and_start_anew(victim: Victim) -> None:
+    victim.wipe()
+    victim.kill()
+    victim.start()
+
+
+@pytest.mark.parametrize("lose", [lose_everything, lose_everything_and_start_anew])
+@pytest.mark.parametrize("limit", [{}, {"limit": LIMIT}], ids=["own limit", "limit from the settings"])
+def test_a_store_that_has_lost_everything_fails_closed_until_a_reset(
+    lose: Callable[[Victim], None], limit: dict[str, int], victim: Victim, service: Callable[..., Service]
+) -> None:
+    running = start(victim, service, **limit)
+    running.get("/counters/default", "PUT", b'{"limit": %d}' % LIMIT, **ADMIN)
+    claim_on_every_worker(running, 500)
+    lose(victim)
+    assert_closed(running)
+    assert running.get("/counters/default", "DELETE", **ADMIN)[0] == 204
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
+    history = Load(running, 100).join()
+    assert history.owned() == list(range(1, 101))
+
+
+def test_a_store_that_loses_everything_under_load_gives_no_number_to_two(
+    victim: Victim, service: Callable[..., Service]
+) -> None:
+    running = start(victim, service, limit=LIMIT)
+    claim_on_every_worker(running, 500)
+    load = Load(running, pace=0.01)
+    load.wait_for(1_000)
+    victim.wipe()
+    wait_until(lambda: 503 in load.history.statuses(), "a claim to fail")
+    history = load.stop()
+    owned = history.owned()
+    assert len(owned) == len(set(owned)), history.summary()
+    assert set(history.statuses()) == {200, 503}
+    assert_closed(running)
+
+
+def test_a_store_replaced_by_an_older_copy_fails_closed_until_a_reset(
+    victim: Victim, service: Callable[..., Service]
+) -> None:
+    running = start(victim, service, limit=LIMIT)
+    Load(running, 200).join()
+    victim.backup()
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
+    claim_on_every_worker(running, 500)
+    victim.restore()
+    assert_closed(running)
+    assert running.get("/counters/default", "DELETE", **ADMIN)[0] == 204
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
+    assert Load(running, 100).join().owned() == list(range(1, 101))
+
+
+def test_a_lost_counter_counts_on_when_its_limit_is_put(victim: Victim, service: Callable[..., Service]) -> None:
+    running = start(victim, service, limit=LIMIT)
+    claim_on_every_worker(running, 200)
+    victim.wipe()
+    assert_closed(running)
+    assert running.get("/counters/default", "PUT", b'{"limit": 50}', **ADMIN)[0] == 200
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
+
+
+def test_a_respawned_worker_does_not_hide_the_loss(victim: Victim, service: Callable[..., Service]) -> None:
+    """A worker that knows nothing creates the counter anew; the one that remembers closes it."""
+    running = start(victim, service, limit=LIMIT)
+    claim_on_every_worker(running, 200)
+    victim.wipe()
+    # As a worker that has just started does.
+    newcomer = service(victim.url, "/readyz", workers=1, limit=LIMIT)
+    last = max(Load(newcomer, 1_000).join().owned())
+    assert last == 1_000
+    status, _ = wait_until(
+        lambda: (answer := running.get("/", "POST"))[0] != 200 and answer, "a worker that remembers to answer"
+    )
+    assert status == 503
+    assert_closed(running)
+    assert newcomer.get("/", "POST")[0] == 503
+    assert workers(newcomer)
+
+
+def test_a_deleted_counter_is_not_a_lost_one(victim: Victim, service: Callable[..., Service]) -> None:
+    running = start(victim, service)
+    path = "/counters/seats"
+    assert running.get(path, "PUT", b'{"limit": 1000}', **ADMIN)[0] == 201
+    for _ in range(20):
+        assert running.get(path, "POST")[0] == 200
+    assert running.get(path, "DELETE", **ADMIN)[0] == 204
+    for _ in range(20):
+        assert running.get(path, "POST")[0] == 404
+    assert running.get(path, "PUT", b'{"limit": 1000}', **ADMIN)[0] == 201
+    assert [running.get(path, "POST")[1]["request_count"] for _ in range(20)] == list(range(1, 21))
+    assert running.get("/readyz")[0] == 200
+
+
+def test_a_copy_from_before_a_counter_came_back_is_noticed(victim: Victim, service: Callable[..., Service]) -> None:
+    """The copy says that the counter was deleted, and that was true; but then it was created again."""
+    running = start(victim, service)
+    path = "/counters/seats"
+    assert running.get(path, "PUT", b'{"limit": 1000}', **ADMIN)[0] == 201
+    assert running.get(path, "DELETE", **ADMIN)[0] == 204
+    victim.backup()
+    assert running.get(path, "PUT", b'{"limit": 1000}', **ADMIN)[0] == 201
+    for _ in range(40):
+        assert running.get(path, "POST")[0] == 200
+    victim.restore()
+    statuses = {running.get(path, "POST")[0] for _ in range(40)}
+    assert statuses == {503}

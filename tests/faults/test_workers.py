@@ -1,0 +1,89 @@
+"""Workers are killed under load; the service is told to stop under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.harness import Load, count_of, judge
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.faults.harness import Victim
+    from tests.support import Service
+
+
+def workers(service: Service) -> set[int]:
+    """The processes that have admitted claims."""
+    return {r["process"]["id"] for r in service.log() if "request_count" in r["extra"]}
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_a_worker(service: Service) -> None:
+    victim = next(pid for pid in workers(service) if alive(pid))
+    os.kill(victim, signal.SIGKILL)
+
+
+def test_a_killed_worker_loses_at_most_its_claims_in_flight(victim: Victim, service: Callable[..., Service]) -> None:
+    limit = 1_000_000
+    running = service(victim.url, "/readyz", limit=limit)
+    load = Load(running, clients=16, pace=0.01)
+    load.wait_for(1_000)
+    before = workers(running)
+    kill_a_worker(running)
+    load.wait_for(1_000)
+    wait_until(lambda: workers(running) - before, "the worker's successor to admit claims")
+    history = load.stop()
+    assert 0 < history.statuses()[0] <= 2 * 16
+    judge(history, running, limit=limit, count=count_of(running), statuses={200, 0}, killed=True)
+
+
+def test_idempotency_keys_recover_a_killed_workers_claims(victim: Victim, service: Callable[..., Service]) -> None:
+    claims, limit = 6_000, 5_000
+    running = service(victim.url, "/readyz", limit=limit)
+    load = Load(running, claims, clients=16, keys=True, retry={0}, pace=0.01)
+    load.wait_for(1_000)
+    kill_a_worker(running)
+    history = load.join()
+    assert history.statuses()[0] > 0
+    assert len(history.owned()) == limit
+    # No number is anybody's loss: what was in flight has been asked for again.
+    judge(history, running, limit=limit, count=count_of(running), statuses={200, 429, 0})
+
+
+@pytest.mark.parametrize("command", ["granian", "uvicorn", "serve", "serve-uvicorn"])
+def test_sigterm_under_load_answers_every_claim_that_it_took(
+    command: str, victim: Victim, service: Callable[..., Service]
+) -> None:
+    limit = 1_000_000
+    running = service(victim.url, "/readyz", command=command, limit=limit)
+    load = Load(running, clients=16, pace=0.05)
+    load.wait_for(1_000)
+    # Claims are on their way when the signal comes, and get their answers only after it.
+    victim.pause()
+    time.sleep(0.3)
+    assert running.process is not None
+    running.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    victim.resume()
+    assert running.process.wait(60) == 0
+    history = load.stop()
+    admitted = {number for call in history.calls for number in call.numbers}
+    logged = {r["extra"]["request_count"] for r in running.log() if "request_count" in r["extra"]}
+    assert admitted == logged
+    # Started anew, it counts on from the last number that somebody owns.
+    running.start("/readyz")
+    judge(history, running, limit=limit, count=count_of(running), statuses={200, 0, 503})
