@@ -146,6 +146,10 @@ class PostgresServer:
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run([self.programs / program, *arguments], check=True, capture_output=True, **self._identity())
 
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a folder as the user that owns it."""
+        subprocess.run(["cp", "-a", source, target], check=True, **self._identity())
+
     def _identity(self) -> dict[str, Any]:
         return {"cwd": self.folder, **({"user": self._user, "extra_groups": []} if self._user else {})}
 

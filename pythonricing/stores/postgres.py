@@ -50,7 +50,11 @@ SWEEP_SECONDS = 60
 SWEEP_ROWS = 1000
 
 CHECK = "SELECT version, pg_backend_pid() AS pid FROM pythonricing.installation"
-CLAIM = "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, NULL, NULL)"
+# Numbers travel in arrays of text: asyncpg knows text[] by itself, and would ask each new connection what bigint[] is.
+CLAIM = (
+    "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, "
+    "$12::text[]::bigint[], $13::text[]::bigint[], $14, NULL, NULL)"
+)
 PUT = "CALL pythonricing.put($1, $2, $3, $4, NULL, NULL)"
 DELETE = "CALL pythonricing.delete($1, $2, $3, NULL, NULL)"
 SWEEP = "CALL pythonricing.sweep($1, $2, $3, NULL, NULL)"
@@ -95,7 +99,7 @@ class Session:
             raise
         finally:
             watchdog.cancel()
-        return row["outcome"], row["reply"]
+        return row["outcome"], [int(word) for word in row["reply"] or ()]
 
     def _translated(self, error: asyncpg.PostgresError) -> StoreError:
         state = str(error.sqlstate)
@@ -186,7 +190,9 @@ class PostgresStore:
         runs: list[tuple[int, int, str | None]],
     ) -> list[int]:
         known = (None, None, None) if seen is None else (seen.epoch, seen.count, seen.limit)
-        times, sizes, keys = zip(*runs, strict=True) if runs else ((), (), ())
+        times = [str(times) for times, _, _ in runs]
+        sizes = [str(size) for _, size, _ in runs]
+        keys = [key for _, _, key in runs]
         arguments = (name, worker, sequence, attempt, RECEIPT_SECONDS, KEY_SECONDS, create, *known, times, sizes, keys)
         return await self._call(CLAIM, *arguments)
 

@@ -91,12 +91,13 @@ CREATE OR REPLACE PROCEDURE pythonricing.claim(
   sizes bigint[],
   keys text[],
   OUT outcome text,
-  OUT reply bigint[]
+  OUT reply text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
   counter pythonricing.counter;
   receipt pythonricing.receipt;
   claim record;
+  answer bigint[];
   known bigint[];
   total bigint;
   admitted boolean;
@@ -158,7 +159,8 @@ BEGIN
   END IF;
 
   outcome := 'OK';
-  reply := ARRAY[batch_attempt, counter.epoch, counter."limit", counter.count];
+  answer := ARRAY[batch_attempt, counter.epoch, counter."limit", counter.count];
+  reply := answer;
   IF batch_sequence = 0 THEN
     RETURN;
   END IF;
@@ -184,16 +186,17 @@ BEGIN
         ON CONFLICT (name, key) DO UPDATE
           SET epoch = excluded.epoch, record = excluded.record, expires = excluded.expires;
     END IF;
-    reply := reply || known;
+    answer := answer || known;
   END LOOP;
 
   IF total > counter.count THEN
     UPDATE pythonricing.counter c SET count = total WHERE c.name = counter_name;
   END IF;
   INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires) VALUES (
-      counter_name, worker_id, batch_sequence, reply, clock_timestamp() + make_interval(secs => receipt_seconds))
+      counter_name, worker_id, batch_sequence, answer, clock_timestamp() + make_interval(secs => receipt_seconds))
     ON CONFLICT (name, worker) DO UPDATE
       SET sequence = excluded.sequence, reply = excluded.reply, expires = excluded.expires;
+  reply := answer;
   COMMIT;  -- here rather than with the client's next message, which may never come
 END $$;
 
@@ -208,7 +211,7 @@ CREATE OR REPLACE PROCEDURE pythonricing.put(
   new_limit bigint,  -- null keeps the one it has
   how text,
   OUT outcome text,
-  OUT reply bigint[]
+  OUT reply text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
   counter pythonricing.counter;
@@ -247,7 +250,7 @@ END $$;
 
 -- Forget a counter, and leave a tombstone that tells deletion from loss. `outcome` is OK or MISSING.
 CREATE OR REPLACE PROCEDURE pythonricing.delete(
-  patience int, counter_name text, tombstone_seconds int, OUT outcome text, OUT reply bigint[]
+  patience int, counter_name text, tombstone_seconds int, OUT outcome text, OUT reply text[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
   CALL pythonricing.start(patience);
@@ -263,7 +266,7 @@ END $$;
 -- Waits for no lock: what a claim holds or another worker removes is passed over. `reply` is the number of rows, 0 when
 -- nothing is left to do.
 CREATE OR REPLACE PROCEDURE pythonricing.sweep(
-  patience int, most int, pause int, OUT outcome text, OUT reply bigint[]
+  patience int, most int, pause int, OUT outcome text, OUT reply text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
   moment timestamptz := clock_timestamp();

@@ -131,5 +131,3 @@ def test_keys_make_every_claim_count_once_through_a_store_that_is_paused_too_lon
     history = load.join()
     assert len(history.owned()) == limit
     judge(history, running, limit=limit, count=count_of(running), statuses={200, 429, 503})
-
-
