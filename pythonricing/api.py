@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import msgspec
+from loguru import logger
 
 from pythonricing.counters import DEFAULT, KeyReused, Overloaded
 from pythonricing.settings import MAX_COUNT, Limit
@@ -121,7 +122,8 @@ def explain(error: Exception, name: str) -> Problem:
                 headers=((b"retry-after", b"1"),),
             )
         case _:
-            raise error
+            logger.opt(exception=error).error("a request on counter {} failed", name)
+            return Problem(500, "Internal server error", "something went wrong here; it has been logged")
 
 
 def _unprocessable(detail: str) -> Problem:
@@ -173,7 +175,7 @@ class Endpoint:
         self.counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = scope["path_params"].get("name", DEFAULT)
+        name = scope.get("path_params", {}).get("name", DEFAULT)
         try:
             await self.answer(name, scope, receive, send)
         except Problem as problem:

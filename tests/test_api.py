@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pythonricing.api import Claim
 from tests.support import Service
 
 if TYPE_CHECKING:
@@ -309,3 +310,19 @@ def test_a_halted_counter_is_refused_from_memory_for_a_while_only(empty_valkey: 
     assert running.get("/")[0] == 429
     assert running.get("/counters/default", "PUT", b'{"limit": 5}', **ADMIN)[0] == 200
     assert running.get("/")[0] == 200
+
+
+def test_what_nobody_expected_is_a_500() -> None:
+    class Broken:
+        async def claim(self, *arguments: object) -> None:
+            raise RuntimeError("a bug")
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(Claim(Broken())(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 500
+    assert json.loads(sent[1]["body"])["title"] == "Internal server error"
