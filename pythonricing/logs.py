@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import random
 import select
+import signal
 import sys
 import threading
 import time
@@ -256,6 +257,7 @@ def server_handler() -> logging.Handler:
     exit status 2; and what the application imports is loaded here, for the workers to share: they start at once, and
     the moment in which a new worker would miss a SIGTERM (Granian forks first and sets its handlers later) is short.
     """
+    os.register_at_fork(after_in_child=_end_on_signals)
     try:
         configure(Settings.from_environ(os.environ).log_level)
     except SettingsError as error:
@@ -264,6 +266,16 @@ def server_handler() -> logging.Handler:
     importlib.import_module("pythonricing.app")
     importlib.import_module("uvloop")
     return InterceptHandler()
+
+
+def _end_on_signals() -> None:
+    """Let SIGTERM and SIGINT end a forked worker until it has handlers of its own.
+
+    Granian's supervisor leaves it a copy of its handlers, which take note of a signal and go on: a worker told to stop
+    while it starts would serve for ever, and the supervisor wait for it.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Throttle:

@@ -234,6 +234,8 @@ class Service:
         self.errors = folder / f"service-{self.port}.err"
         self.environment = environment(settings if store is None else {"store": store, **settings})
         self.environment["XDG_STATE_HOME"] = str(folder)
+        # This checkout, whichever is installed.
+        self.environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
         scripts = Path(sys.executable).parent
         log_config = Path(__file__).parent.parent / "pythonricing" / "granian-log.json"
         common = ["--workers", str(workers), "--port", str(self.port)]

@@ -7,16 +7,16 @@ import shutil
 import signal
 import threading
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Protocol
 
-from tests.faults.proxy import Proxy
 from tests.support import PATIENCE, History, PostgresServer, RedisServer, hammer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from pathlib import Path
 
+    from tests.faults.proxy import Proxy
     from tests.support import Service
 
 
@@ -252,7 +252,7 @@ def judge(
     """
     owned = history.owned()
     owners = set(owned)
-    twice = sorted({number for number, after in zip(owned, owned[1:], strict=False) if number == after})
+    twice = sorted({number for number, after in pairwise(owned) if number == after})
     orphaned = orphans(service)
     nobodys = set(range(1, count + 1)) - owners - orphaned
     in_flight = sum(call.n for call in history.calls if call.status == 0) if killed else 0

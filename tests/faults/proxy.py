@@ -53,6 +53,7 @@ class _Pipe:
             elif not self.mute:
                 if self.proxy.mode == "delay":
                     await asyncio.sleep(self.proxy.delay)
+                self.proxy.passed += 1
                 writer.write(data)
         if self.held:
             await self.proxy.released.wait()
@@ -100,8 +101,8 @@ class Proxy:
         self.port = free_port()
         self.mode: Mode = "pass"
         self.delay = 0.0
-        #: Pieces of replies that were kept from the service, and of commands that were delivered late.
-        self.swallowed = self.late = 0
+        #: Pieces of commands that were passed on, of replies kept from the service, of commands delivered late.
+        self.passed = self.swallowed = self.late = 0
         #: Seconds for which a late command's connection stays open after it was delivered.
         self.linger = 0.2
         self.pipes: set[_Pipe] = set()

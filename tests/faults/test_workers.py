@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.harness import Load, count_of, judge
-from tests.support import wait_until
+from tests.support import Client, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.faults.harness import Victim
+    from tests.faults.proxy import Proxy
     from tests.support import Service
 
 
@@ -64,7 +66,30 @@ def test_idempotency_keys_recover_a_killed_workers_claims(victim: Victim, servic
     judge(history, running, limit=limit, count=count_of(running), statuses={200, 429, 0})
 
 
-@pytest.mark.parametrize("command", ["granian", "uvicorn", "serve", "serve-uvicorn"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("command", "moment"),
+    [
+        ("granian", "Spawning worker-6"),
+        ("granian", "Started worker-"),
+        ("serve", "Spawning worker-6"),
+        ("serve", "Started worker-"),
+        ("serve-uvicorn", "Started parent process"),
+        ("serve-uvicorn", "Started server process"),
+    ],
+)
+def test_a_signal_while_workers_start_stops_them(
+    command: str, moment: str, number: signal.Signals, victim: Victim, service: Callable[..., Service]
+) -> None:
+    running = service(victim.url, "", command=command, workers=6)
+    wait_until(lambda: moment in running.output.read_text(), "the workers to be on their way")
+    assert running.terminate(number) == 0
+
+
+SERVERS = ["granian", "uvicorn", "serve", "serve-uvicorn"]
+
+
+@pytest.mark.parametrize("command", SERVERS)
 def test_sigterm_under_load_answers_every_claim_that_it_took(
     command: str, victim: Victim, service: Callable[..., Service]
 ) -> None:
@@ -74,16 +99,53 @@ def test_sigterm_under_load_answers_every_claim_that_it_took(
     load.wait_for(1_000)
     # Claims are on their way when the signal comes, and get their answers only after it.
     victim.pause()
-    time.sleep(0.3)
+    time.sleep(1)
+    before = load.history.statuses()[200]
     assert running.process is not None
     running.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     victim.resume()
     assert running.process.wait(60) == 0
     history = load.stop()
+    assert history.statuses()[200] >= before + 16
     admitted = {number for call in history.calls for number in call.numbers}
     logged = {r["extra"]["request_count"] for r in running.log() if "request_count" in r["extra"]}
     assert admitted == logged
     # Started anew, it counts on from the last number that somebody owns.
     running.start("/readyz")
     judge(history, running, limit=limit, count=count_of(running), statuses={200, 0, 503})
+
+
+@pytest.mark.parametrize("command", ["granian", "serve", "serve-uvicorn"])
+def test_sigterm_ends_readiness_before_the_claims_in_flight(
+    command: str, victim: Victim, proxy: Proxy, service: Callable[..., Service]
+) -> None:
+    running = service(victim.proxied(proxy), "/readyz", command=command, workers=1, store_timeout=50)
+
+    async def run() -> None:
+        claiming, probing = Client(running.port), Client(running.port)
+        assert (await probing.request("/readyz", "GET"))[0] == 200
+        victim.pause()
+        passed = proxy.passed
+        claim = asyncio.create_task(claiming.request())
+        await asyncio.to_thread(wait_until, lambda: proxy.passed > passed, "the claim to be on its way")
+        assert running.process is not None
+        running.process.send_signal(signal.SIGTERM)
+        word = "Shutting down" if command == "serve-uvicorn" else "Stopping worker"
+        await asyncio.to_thread(wait_until, lambda: word in running.output.read_text(), "the worker to be told")
+        # A worker that were still ready would ask the store, and wait.
+        async with asyncio.timeout(30):
+            try:
+                status, body = await probing.request("/readyz", "GET")
+            except (OSError, asyncio.IncompleteReadError):
+                pass  # it takes no requests any more
+            else:
+                assert (status, body["title"]) == (503, "Stopping")
+        assert not claim.done()
+        victim.resume()
+        assert await claim == (200, {"request_count": 1, "limit": 100})
+
+    asyncio.run(run())
+    assert running.process is not None
+    assert running.process.wait(60) == 0
+    assert [r["extra"]["request_count"] for r in running.log() if "request_count" in r["extra"]] == [1]
