@@ -144,13 +144,14 @@ class PostgresServer:
         self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
 
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run([self.programs / program, *arguments], check=True, capture_output=True, **self._identity())
+        subprocess.run([self.programs / program, *arguments], check=True, capture_output=True, **self.identity())
 
     def copy(self, source: Path, target: Path) -> None:
         """Copy a folder as the user that owns it."""
-        subprocess.run(["cp", "-a", source, target], check=True, **self._identity())
+        subprocess.run(["cp", "-a", source, target], check=True, **self.identity())
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """How to run a program as the user that the server runs as."""
         return {"cwd": self.folder, **({"user": self._user, "extra_groups": []} if self._user else {})}
 
     def start(self) -> PostgresServer:
@@ -161,15 +162,15 @@ class PostgresServer:
                 # After a kill, the memory of the one before may still be in use for a moment.
                 if self._process is None or self._process.poll() is not None:
                     command = [str(self.programs / "postgres"), "-D", str(self.data), *options]
-                    self._process = subprocess.Popen(command, stdout=log, stderr=log, **self._identity())
+                    self._process = subprocess.Popen(command, stdout=log, stderr=log, **self.identity())
                 return self.answers()
 
             wait_until(run, f"PostgreSQL to start; see {self.folder / 'log'}")
         return self
 
-    def answers(self) -> bool:
+    def answers(self, url: str | None = None) -> bool:
         try:
-            return self.sql("SELECT true") == [(True,)]
+            return self.sql("SELECT true", url=url) == [(True,)]
         except (OSError, asyncpg.PostgresError):
             return False
 

@@ -293,7 +293,7 @@ BEGIN
   total := total + removed;
   busy := busy OR removed = most;
   DELETE FROM pythonricing.counter WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM pythonricing.counter WHERE deleted_until < moment LIMIT most FOR UPDATE SKIP LOCKED));
+    SELECT ctid FROM pythonricing.counter WHERE count IS NULL AND deleted_until < moment LIMIT most FOR UPDATE SKIP LOCKED));
   GET DIAGNOSTICS removed = ROW_COUNT;
   total := total + removed;
   busy := busy OR removed = most;
