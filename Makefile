@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-slow lint format lock clean
+.PHONY: run test test-slow locust compare headline lint format lock clean
 
 run: .venv/serve  ## serve on 127.0.0.1:8080 with an embedded Valkey
 	$(BIN)/pythonricing serve
@@ -13,6 +13,15 @@ test: lint  ## lint, types and every test that needs neither root nor containers
 
 test-slow: .venv/dev  ## the tests that need minutes, a browser or containers
 	$(BIN)/pytest -m slow
+
+locust: .venv/dev  ## Locust's web UI on 127.0.0.1:8089, Granian and uvicorn side by side
+	$(BIN)/locust -f loadtests/locustfile.py --class-picker --web-host 127.0.0.1 $(ARGS)
+
+compare: .venv/dev  ## measure servers, stores and peers; writes results/…/report.html
+	$(BIN)/python -m loadtests compare $(ARGS)
+
+headline: .venv/dev  ## ab -n 10000 -c 10, 16 workers, limit 100: synced against unsynced
+	$(BIN)/python -m loadtests headline $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -28,6 +37,12 @@ lock:  ## resolve the dependencies anew; needs uv
 		--all-extras pyproject.toml --output-file requirements/dev.lock
 	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
 		--extra embedded --constraint requirements/dev.lock pyproject.toml --output-file requirements/serve.lock
+	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \
+		--constraint requirements/dev.lock pyproject.toml --output-file requirements/image.lock
+	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \
+		--extra postgres --constraint requirements/dev.lock pyproject.toml --output-file requirements/image-postgres.lock
+	echo hatchling | uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \
+		--constraint requirements/dev.lock - --output-file requirements/build.lock
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

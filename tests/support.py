@@ -302,7 +302,10 @@ class Service:
 
     def log(self) -> list[dict[str, Any]]:
         """The records of every line on stdout; raises if one is not a JSON object with a record."""
-        return [json.loads(line)["record"] for line in self.output.read_text().splitlines()]
+        lines = self.output.read_text().splitlines(keepends=True)
+        if self.process is not None and self.process.poll() is None and lines and not lines[-1].endswith("\n"):
+            lines.pop()  # it is being written
+        return [json.loads(line)["record"] for line in lines]
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:

@@ -1,0 +1,244 @@
+"""What is measured: an application on a server, with a store of its own and a number of workers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loadtests.processes import Usage, free_port, port_is_taken, spawn, stop
+from loadtests.stores import Postgres, Unavailable, Valkey
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: A limit that no measurement reaches: every claim is admitted.
+UNLIMITED = 2**53 - 1
+
+SERVERS = ("granian", "uvicorn")
+STORES = ("redis", "unix", "memory", "postgresql")
+PEERS = {
+    "constant": "loadtests.peers.constant:app",
+    "fastapi": "loadtests.peers.fastapi_incr:app",
+    "read-then-write": "loadtests.peers.read_then_write:app",
+}
+SPELLING = re.compile(r"(?P<first>[a-z-]+)\+(?P<second>[a-z]+)(?:\[(?P<options>[^\[\]]*)\])?")
+
+#: Connections waiting to be accepted, and in Granian those being served: the same for both servers, and more than any
+#: measurement opens. Granian's own default divides its backlog by the workers.
+BACKLOG = "2048"
+
+#: Seconds until a refusal may no longer come from a worker's memory (PYTHONRICING_HALT_CACHE), with a margin.
+AFTER_RESET = 0.25
+
+
+class ContenderError(Exception):
+    """A contender that did not start or that broke. Its text is one line."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One application on one server. `options` are words for the server's command line and PYTHONRICING_* settings."""
+
+    app: str
+    server: str
+    store: str
+    workers: int = 1
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Contender:
+        """Read `granian+redis`, `constant+uvicorn` or `granian+redis[--loop=asyncio]`. Raises ValueError."""
+        match = SPELLING.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text}: not like granian+redis, constant+uvicorn or granian+redis[--loop=asyncio]")
+        first, second, options = match["first"], match["second"], tuple((match["options"] or "").split())
+        if first in SERVERS and second in STORES:
+            return cls("service", first, second, options=options)
+        if first in PEERS and second in SERVERS:
+            return cls(first, second, "none" if first == "constant" else "redis", options=options)
+        raise ValueError(
+            f"{text}: a contender is {'|'.join(SERVERS)} + {'|'.join(STORES)}, or {'|'.join(PEERS)} + "
+            f"{'|'.join(SERVERS)}"
+        )
+
+    @property
+    def name(self) -> str:
+        words = f"[{' '.join(self.options)}]" if self.options else ""
+        return (f"{self.server}+{self.store}" if self.app == "service" else f"{self.app}+{self.server}") + words
+
+    @property
+    def key(self) -> str:
+        """The name and the number of workers: what a measurement belongs to."""
+        return f"{self.name} x{self.workers}"
+
+    @property
+    def counts(self) -> bool:
+        return self.app != "constant"
+
+    @property
+    def synced(self) -> bool:
+        """Whether all workers share one count."""
+        return self.store != "memory" or self.workers == 1
+
+    def with_workers(self, workers: int) -> Contender:
+        return replace(self, workers=workers)
+
+    def command(self, port: int) -> list[str]:
+        """The server's command line, as anybody would type it."""
+        target = PEERS.get(self.app, "pythonricing.app:app")
+        words = [word for word in self.options if not word.startswith("PYTHONRICING_")]
+        shared = ["--host", "127.0.0.1", "--port", str(port), "--workers", str(self.workers), "--backlog", BACKLOG]
+        if self.server == "granian":
+            return ["granian", "--interface", "asgi", *shared, "--backpressure", BACKLOG, *words, target]
+        return ["uvicorn", *shared, "--no-access-log", *words, target]
+
+    def environment(self, store_url: str, limit: int, token: str) -> dict[str, str]:
+        """What the application is told; settings of the caller's own PYTHONRICING_* variables are left out."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHONRICING_")}
+        env |= {"PEER_STORE": store_url, "PEER_LIMIT": str(limit)}
+        env |= {"PYTHONRICING_STORE": store_url, "PYTHONRICING_LIMIT": str(limit), "PYTHONRICING_ADMIN_TOKEN": token}
+        env |= dict(word.split("=", 1) for word in self.options if word.startswith("PYTHONRICING_") and "=" in word)
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+        return env
+
+
+class Running:
+    """A contender that is up: `with Running(contender, limit) as running`. Raises ContenderError, Unavailable."""
+
+    def __init__(self, contender: Contender, limit: int, *, port: int | None = None, token: str | None = None) -> None:
+        self.contender = contender
+        self.limit = limit
+        self.token = token or secrets.token_hex(16)
+        self.store: Valkey | Postgres | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="loadtests-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: subprocess.Popen[bytes] | None = None
+        try:
+            self.store = self._open_store()
+            self.port = port or free_port()
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def _open_store(self) -> Valkey | Postgres | None:
+        match self.contender.store:
+            case "redis" | "unix" as kind:
+                return Valkey(self._folder, unix=kind == "unix")
+            case "postgresql":
+                return Postgres(self._folder)
+            case _:
+                return None
+
+    def _start(self) -> None:
+        if port_is_taken(self.port):
+            raise ContenderError(f"port {self.port} is taken by another program")
+        command = [sys.executable, "-m", *self.contender.command(self.port)]
+        url = self.store.url if self.store else "memory://"
+        # What it logs is read away, as a container's runtime does, and the end of it kept for when something is wrong.
+        with (self._folder / "output").open("wb") as kept:
+            self._reader = subprocess.Popen(
+                ["tail", "-c", "8192"], stdin=subprocess.PIPE, stdout=kept, start_new_session=True
+            )
+        assert self._reader.stdin is not None
+        with self._reader.stdin as pipe:
+            env = self.contender.environment(url, self.limit, self.token)
+            self._process = spawn(command, output=pipe.fileno(), env=env, cwd=ROOT)
+        self._wait_until_answering()
+        self._wait_until_quiet()
+
+    def _wait_until_answering(self) -> None:
+        path = "/readyz" if self.contender.app == "service" else "/counters/default"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(self.url + path, timeout=5):
+                    return
+            except (OSError, urllib.error.URLError) as error:
+                if not self.alive:
+                    raise ContenderError(f"it ended while starting: {self.last_words()}") from None
+                if time.monotonic() > deadline:
+                    raise ContenderError(f"no answer within 60 s: {error}") from None
+                time.sleep(0.05)
+
+    def _wait_until_quiet(self) -> None:
+        """Until the last worker has finished starting: the whole tree uses hardly any CPU for half a second."""
+        deadline, quiet, before = time.monotonic() + 60, 0, self.usage()
+        while quiet < 2 and time.monotonic() < deadline:
+            time.sleep(0.25)
+            now = self.usage()
+            idle = now.same_processes(before) and now.cpu_since(before) < 0.05
+            quiet, before = quiet + 1 if idle else 0, now
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def last_words(self) -> str:
+        """The last line that it printed; only once it has ended."""
+        self._stop_server()
+        lines = (self._folder / "output").read_text(errors="replace").strip().splitlines()
+        return lines[-1].strip()[:300] if lines else "it printed nothing"
+
+    def usage(self) -> Usage:
+        return Usage.of(self.pid)
+
+    def reset(self) -> None:
+        """Set the counter to 0. Workers that count for themselves are only reached by starting them anew."""
+        match self.contender:
+            case Contender(app="service", synced=True):
+                request = urllib.request.Request(
+                    f"{self.url}/counters/default", method="DELETE", headers={"Authorization": f"Bearer {self.token}"}
+                )
+                with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=10):
+                    pass
+                time.sleep(AFTER_RESET)
+            case Contender(app="service"):
+                self._stop_server()
+                self._start()
+            case Contender(counts=True):
+                assert isinstance(self.store, Valkey)
+                self.store.forget("count")
+
+    def _stop_server(self) -> None:
+        if self._process is not None:
+            stop(self._process)
+        if self._reader is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._reader.wait(2)
+            self._reader.kill()
+            self._reader.wait()
+
+    def close(self) -> None:
+        self._stop_server()
+        if self.store is not None:
+            self.store.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+__all__ = ["ROOT", "UNLIMITED", "Contender", "ContenderError", "Running", "Unavailable"]

@@ -1,0 +1,300 @@
+"""The same claims on Granian and on uvicorn, side by side in Locust.
+
+    locust -f loadtests/locustfile.py --class-picker      # web UI; or `make locust`
+    locust -f loadtests/locustfile.py --headless -u 32 -r 32 -t 30s GranianSteady UvicornSteady
+
+It starts both servers, with equal workers and a store each, and stops them when it ends. LOADTESTS_TARGETS names
+servers that are already up instead (`granian=http://10.0.0.1:8080,uvicorn=http://10.0.0.2:8080`), with their admin
+token in PYTHONRICING_ADMIN_TOKEN.
+
+Scenarios, one user class for each server: *Steady* (admitted claims all the time), *Burst* (a sale opens: everybody at
+once, then halted; with the shape of that name), *SoldOut* (refusals only), *Named* (many counters, claims of several
+numbers).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from locust import FastHttpUser, LoadTestShape, events, task
+
+from loadtests import side_by_side
+from loadtests.checks import Checker, Wrong
+from loadtests.contenders import Contender, ContenderError, Running, Unavailable
+from loadtests.processes import port_is_taken
+
+if TYPE_CHECKING:
+    from locust.contrib.fasthttp import ResponseContextManager
+    from locust.env import Environment
+
+SERVERS = ("granian", "uvicorn")
+#: Servers that are already up, by name.
+TARGETS = dict(pair.split("=", 1) for pair in os.environ.get("LOADTESTS_TARGETS", "").split(",") if pair)
+#: Whether answers are checked: the constant answer of the comparison gives the same number to everybody.
+CHECK = os.environ.get("LOADTESTS_CHECK") != "off"
+#: A file for the comparison: the figures of each server.
+RESULT = os.environ.get("LOADTESTS_RESULT")
+TOKEN = os.environ.get("PYTHONRICING_ADMIN_TOKEN")
+
+STEADY_LIMIT = 100_000_000
+BURST_LIMIT = 1_000
+NAMED_COUNTERS = 100
+NAMED_LIMIT = 1_000_000
+
+log = logging.getLogger("loadtests")
+
+
+class ClaimUser(FastHttpUser):
+    """Claims on one server, named by it in tables and charts."""
+
+    abstract = True
+    network_timeout = 10
+    connection_timeout = 10
+    server: side_by_side.Server
+    checkers: dict[str, Checker]
+    #: The counters of this scenario, with their limits. None: whatever the server calls default.
+    counters: dict[str, int] | None = None
+    scenario = ""
+
+    def claim(self, counter: str | None, size: int = 1) -> None:
+        """One claim; a refusal is a correct answer."""
+        checker = self.checkers.setdefault(counter or "default", Checker())
+        name = f"{self.server.name} {self.scenario}"
+        if counter is None:
+            answer = self.client.get("/", name=name, catch_response=True)
+        else:
+            answer = self.client.post(f"/counters/{counter}?n={size}", name=name, catch_response=True)
+        with answer as response:
+            self._judge(checker, response, size)
+
+    def _judge(self, checker: Checker, response: ResponseContextManager, size: int) -> None:
+        wrong = None
+        try:
+            if CHECK:
+                checker.check(response.status_code, response.content or b"", size)
+            elif response.status_code != 200:
+                raise Wrong(f"status {response.status_code}")
+        except Wrong as error:
+            wrong = str(error)
+        self.server.record(
+            response.request_meta["response_time"],
+            failed=wrong is not None,
+            admitted=size if response.status_code == 200 else 0,
+            refused=response.status_code == 429,
+        )
+        if wrong is None:
+            response.success()
+        else:
+            response.failure(wrong)
+
+
+class Steady(ClaimUser):
+    abstract = True
+    scenario = "steady"
+    counters = {"steady": STEADY_LIMIT}  # noqa: RUF012
+
+    @task
+    def one(self) -> None:
+        self.claim("steady")
+
+
+class Burst(ClaimUser):
+    abstract = True
+    scenario = "burst"
+    counters = {"burst": BURST_LIMIT}  # noqa: RUF012
+
+    @task
+    def one(self) -> None:
+        self.claim("burst")
+
+
+class SoldOut(ClaimUser):
+    abstract = True
+    scenario = "sold out"
+    counters = {"sold-out": 0}  # noqa: RUF012
+
+    @task
+    def one(self) -> None:
+        self.claim("sold-out")
+
+
+class Named(ClaimUser):
+    abstract = True
+    scenario = "named"
+    counters = {f"named-{number}": NAMED_LIMIT for number in range(NAMED_COUNTERS)}  # noqa: RUF012
+
+    @task
+    def several(self) -> None:
+        self.claim(f"named-{random.randrange(NAMED_COUNTERS)}", random.choice((1, 1, 1, 2, 5)))
+
+
+class Default(ClaimUser):
+    """`GET /`, as the other load generators ask; sets nothing up."""
+
+    abstract = True
+    scenario = "default"
+
+    @task
+    def one(self) -> None:
+        self.claim(None)
+
+
+class SaleOpens(LoadTestShape):
+    """Everybody at once, for 20 seconds. Choose it together with the Burst classes."""
+
+    use_common_options = True
+
+    def tick(self) -> tuple[int, float] | None:
+        options = self.runner.environment.parsed_options
+        if self.get_run_time() > (options.run_time or 20):
+            return None
+        users = options.num_users or 200
+        return users, users
+
+
+def _user_classes() -> None:
+    """`GranianSteady`, `UvicornSteady`, …: the classes that Locust finds in this file."""
+    scenarios = (Default,) if RESULT else (Steady, Burst, SoldOut, Named)
+    for name in TARGETS or SERVERS:
+        server = side_by_side.Server(name, "", None)
+        for scenario in scenarios:
+            class_name = f"{name.title().replace('-', '')}{scenario.__name__}"
+            body = {"abstract": False, "server": server, "checkers": {}, "host": "", "__module__": __name__}
+            globals()[class_name] = type(class_name, (scenario,), body)
+
+
+_user_classes()
+
+
+@events.init_command_line_parser.add_listener
+def _arguments(parser: Any) -> None:
+    parser.add_argument(
+        "--server-workers", type=int, default=2, help="Workers of each server under test", include_in_web_ui=False
+    )
+    parser.add_argument(
+        "--server-store", default="redis", help="Store of each server: redis, unix or memory", include_in_web_ui=False
+    )
+
+
+class SideBySide:
+    """The servers of a run: started, watched, set up for each test, and stopped."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.stack = ExitStack()
+        self.token = TOKEN
+        self.servers: list[side_by_side.Server] = []
+
+    def open(self) -> None:
+        """Raises ContenderError or Unavailable."""
+        options = self.environment.parsed_options
+        assert options is not None
+        for name in TARGETS or SERVERS:
+            classes = [kind for kind in _all_classes() if kind.server.name == name]
+            if name in TARGETS:
+                server = side_by_side.Server(name, TARGETS[name], None)
+            else:
+                contender = Contender.parse(f"{name}+{options.server_store}").with_workers(options.server_workers)
+                running = self.stack.enter_context(Running(contender, STEADY_LIMIT, token=self.token))
+                self.token = running.token
+                server = side_by_side.Server(name, running.url, running.pid)
+                log.info("%s is up at %s", contender.key, running.url)
+            self.servers.append(server)
+            for kind in classes:
+                kind.server, kind.host = server, server.url
+            if self.token:
+                self._set_up(server, {name: limit for kind in classes for name, limit in (kind.counters or {}).items()})
+
+    def close(self) -> None:
+        self.stack.close()
+
+    def _in_play(self, server: side_by_side.Server) -> list[type[ClaimUser]]:
+        return [kind for kind in self.environment.user_classes if getattr(kind, "server", None) is server]
+
+    def start_test(self) -> None:
+        """Every figure at 0. Nothing that takes time: until it is done, Locust's page sees no test running."""
+        for server in self.servers:
+            limits = {name: limit for kind in self._in_play(server) for name, limit in (kind.counters or {}).items()}
+            server.limit = sum(limits.values()) if limits else None
+        self.reset()
+
+    def stop_test(self) -> None:
+        """A new sale for the next test, so that no worker remembers the end of this one when it opens."""
+        for server in self.servers:
+            for kind in self._in_play(server):
+                if issubclass(kind, Burst) and self.token:
+                    kind.checkers.clear()
+                    self._set_up(server, kind.counters or {})
+
+    def reset(self) -> None:
+        for server in self.servers:
+            server.reset()
+
+    def _set_up(self, server: side_by_side.Server, counters: dict[str, int]) -> None:
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        for counter, limit in counters.items():
+            url = f"{server.url}/counters/{counter}"
+            _request("DELETE", url, headers)
+            status, _ = _request("PUT", url, headers, json.dumps({"limit": limit}).encode())
+            if status not in (200, 201):
+                raise ContenderError(f"{server.name} could not set up counter {counter}: status {status}")
+
+    def report(self) -> None:
+        options = self.environment.parsed_options
+        if RESULT:
+            figures = {server.name: server.figures() for server in self.servers}
+            Path(RESULT).write_text(json.dumps(figures))
+            return
+        if options is not None and options.headless:
+            print("\nSide by side\n" + side_by_side.as_text(self.servers))
+        if options is not None and options.csv_prefix:
+            Path(f"{options.csv_prefix}_side_by_side.csv").write_text(side_by_side.as_csv(self.servers))
+
+
+def _all_classes() -> list[type[ClaimUser]]:
+    return [kind for kind in globals().values() if isinstance(kind, type) and hasattr(kind, "server")]
+
+
+def _request(method: str, url: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, bytes]:
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    try:
+        with urlopen(Request(url, data=body, headers=headers, method=method), timeout=10) as response:
+            return response.status, response.read()
+    except HTTPError as error:
+        return error.code, error.read()
+    except OSError:
+        return 0, b""
+
+
+@events.init.add_listener
+def _open(environment: Environment, **_: Any) -> None:
+    options = environment.parsed_options
+    assert options is not None
+    if environment.web_ui is not None and port_is_taken(environment.web_ui.port):
+        raise SystemExit(f"loadtests: port {environment.web_ui.port} is taken: choose another one with --web-port")
+    if not options.user_classes and not options.class_picker:
+        first = "Default" if RESULT else "Steady"
+        environment.user_classes = [kind for kind in _all_classes() if kind.__name__.endswith(first)]
+    if not any(issubclass(kind, Burst) for kind in environment.user_classes) and not options.class_picker:
+        environment.shape_class = None
+    lab = SideBySide(environment)
+    try:
+        lab.open()
+    except (ContenderError, Unavailable, ValueError) as error:
+        lab.close()
+        raise SystemExit(f"loadtests: {error}") from None
+    environment.events.test_start.add_listener(lambda **_: lab.start_test())
+    environment.events.test_stop.add_listener(lambda **_: lab.stop_test())
+    environment.events.reset_stats.add_listener(lambda **_: lab.reset())
+    environment.events.quitting.add_listener(lambda **_: lab.report())
+    environment.events.quit.add_listener(lambda **_: lab.close())
+    if environment.web_ui is not None:
+        side_by_side.add_tab(environment, lab.servers)

@@ -1,0 +1,160 @@
+"""Start programs so that none outlives the lab, and read what a tree of processes has cost."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+LINUX = sys.platform == "linux"
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if LINUX else None
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to send SIGTERM when the lab ends, however it ends (prctl(2))."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def spawn(
+    command: Sequence[str], *, output: int, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own, its stdout and stderr going to the file descriptor `output`.
+
+    Ctrl-C then reaches the lab alone, which stops its programs in order; `stop` reaches all their children.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+
+
+def stop(process: subprocess.Popen[bytes], patience: float = 10) -> None:
+    """End a program that `spawn` started and everything it started: SIGTERM, after `patience` seconds SIGKILL."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_taken(port: int) -> bool:
+    """Whether something listens there, even with SO_REUSEPORT, where a second server would silently share."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+        return False
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """User and system time that a process has used.
+
+    On Linux from its CPU clock, to the nanosecond (clock_getcpuclockid(3) gives the identifier); /proc/PID/stat counts
+    in ticks of 10 ms, which in 16 workers and a run of a second is as much as what is to be measured.
+    """
+    if LINUX:
+        try:
+            return time.clock_gettime((~process.pid << 3) | 2)
+        except OSError:
+            raise psutil.NoSuchProcess(process.pid) from None
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def context_switches(process: psutil.Process) -> int:
+    """Voluntary and involuntary, of all threads: /proc/PID/status has the main thread's alone."""
+    if not LINUX:
+        return sum(process.num_ctx_switches())
+    total = 0
+    for status in Path(f"/proc/{process.pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):
+            total += sum(int(line.split()[1]) for line in status.read_text().splitlines() if "_ctxt_switches:" in line)
+    return total
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a tree of processes has used until now: for each process seconds of CPU and context switches."""
+
+    cpu: dict[int, float]
+    switches: dict[int, int]
+    resident: dict[int, int]
+    workers: frozenset[int]
+
+    @classmethod
+    def of(cls, pid: int) -> Usage:
+        """Read a process and all its descendants. Empty when it has ended."""
+        cpu: dict[int, float] = {}
+        switches: dict[int, int] = {}
+        resident: dict[int, int] = {}
+        helpers = set()
+        try:
+            root = psutil.Process(pid)
+            tree = [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            tree = []
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                cpu[process.pid] = cpu_seconds(process)
+                switches[process.pid] = context_switches(process)
+                resident[process.pid] = process.memory_info().rss
+                if any("resource_tracker" in word for word in process.cmdline()):
+                    helpers.add(process.pid)
+        children = cpu.keys() - helpers - {pid}
+        return cls(cpu, switches, resident, frozenset(children or cpu.keys() - helpers))
+
+    def cpu_since(self, before: Usage) -> float:
+        return sum(seconds - before.cpu.get(pid, 0.0) for pid, seconds in self.cpu.items())
+
+    def switches_since(self, before: Usage) -> int:
+        return sum(count - before.switches.get(pid, 0) for pid, count in self.switches.items())
+
+    def same_processes(self, before: Usage) -> bool:
+        return self.cpu.keys() == before.cpu.keys()
+
+    @property
+    def resident_mb(self) -> float:
+        return sum(self.resident.values()) / 1e6
+
+    @property
+    def worker_mb(self) -> float:
+        """Mean resident memory of a worker; servers with a single worker may serve from their first process."""
+        sizes = [self.resident.get(pid, 0) for pid in self.workers]
+        return sum(sizes) / len(sizes) / 1e6 if sizes else 0.0
+
+
+def machine_busy_seconds() -> float:
+    """Seconds of CPU that everything on this machine has used since it started."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)

@@ -1,0 +1,271 @@
+"""The load generators: how each is called, and what its output means."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from loadtests.contenders import ROOT
+from loadtests.processes import spawn, stop
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Mapping
+
+#: A generator that uses this share of the cores it can use is what limits the measurement.
+SATURATED = 0.9
+
+
+class ToolError(Exception):
+    """A load generator that failed or said nothing that can be read. Its text is one line."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send: connections, and by tool a number of requests or of seconds; claims on `counters` counters."""
+
+    connections: int
+    requests: int
+    seconds: int
+    counters: int = 1
+
+
+@dataclass
+class Outcome:
+    """What a generator measured: times in milliseconds; `percentiles` is the latency distribution it reported.
+
+    `failures` are requests without an answer, for Locust also wrong answers. Refusals (429) count as `non_2xx`: ab
+    and wrk do not tell the one from another. `generator_cores` is what the generator used of `generator_limit` cores
+    while it asked, `generator_seconds` all the CPU that it used.
+    """
+
+    requests: int
+    seconds: float
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    failures: int
+    non_2xx: int
+    percentiles: list[tuple[float, float]]
+    generator_cores: float = 0.0
+    generator_seconds: float = 0.0
+    generator_limit: float = 1.0
+    command: str = ""
+
+    @property
+    def requests_per_second(self) -> float:
+        return self.requests / self.seconds
+
+    @property
+    def generator_saturated(self) -> bool:
+        return self.generator_cores >= SATURATED * self.generator_limit
+
+
+class Tool(Protocol):
+    """A load generator. `threads` is how many cores it can use at most."""
+
+    name: str
+    package: str
+    explains: str
+
+    def available(self) -> bool: ...
+
+    def threads(self, load: Load) -> int: ...
+
+    def command(self, url: str, load: Load, folder: Path) -> list[str]: ...
+
+    def parse(self, output: str, folder: Path) -> Outcome: ...
+
+
+class ApacheBench:
+    """`ab`, which opens a connection for each request unless it is told to keep them (`-k`)."""
+
+    package = "apache2-utils"
+
+    def __init__(self, name: str, *, keep_alive: bool) -> None:
+        self.name = name
+        self._keep_alive = keep_alive
+        how = "on kept connections" if keep_alive else "a new connection for each request"
+        self.explains = f"ab, a fixed number of requests, {how}; one thread"
+
+    def available(self) -> bool:
+        return shutil.which("ab") is not None
+
+    def threads(self, load: Load) -> int:
+        return 1
+
+    def command(self, url: str, load: Load, folder: Path) -> list[str]:
+        keep = ["-k"] if self._keep_alive else []
+        numbers = ["-n", str(load.requests), "-c", str(load.connections)]
+        return ["ab", *keep, *numbers, "-q", "-e", str(folder / "ab.csv"), f"{url}/"]
+
+    def parse(self, output: str, folder: Path) -> Outcome:
+        complete = _number(r"Complete requests:\s+(\d+)", output, "ab")
+        # Answers of another length are no failures: request_count grows.
+        failed = re.search(r"\(Connect: (\d+), Receive: (\d+), Length: \d+, Exceptions: (\d+)\)", output)
+        non_2xx = re.search(r"Non-2xx responses:\s+(\d+)", output)
+        percentiles = _ab_percentiles(folder / "ab.csv")
+        return Outcome(
+            requests=int(complete),
+            seconds=_number(r"Time taken for tests:\s+([\d.]+) seconds", output, "ab"),
+            mean_ms=_number(r"Time per request:\s+([\d.]+) \[ms\] \(mean\)", output, "ab"),
+            **_quantiles(percentiles),
+            failures=sum(map(int, failed.groups())) if failed else 0,
+            non_2xx=int(non_2xx[1]) if non_2xx else 0,
+            percentiles=list(percentiles.items()),
+        )
+
+
+def _ab_percentiles(path: Path) -> dict[float, float]:
+    """ab's `-e` file: the percentages 0 to 100 with milliseconds, finer than the table that it prints."""
+    try:
+        lines = path.read_text().splitlines()[1:]
+        return {float(percent): float(ms) for percent, ms in (line.split(",") for line in lines)}
+    except (OSError, ValueError) as error:
+        raise ToolError(f"ab wrote no table of percentages: {error}") from None
+
+
+class Wrk:
+    """`wrk`, kept connections for a number of seconds."""
+
+    name = "wrk"
+    package = "wrk"
+    explains = (
+        "wrk, kept connections for a fixed time; its latencies are corrected for coordinated omission, so that a "
+        "pause also counts for the requests that it kept from being sent"
+    )
+
+    def available(self) -> bool:
+        return shutil.which("wrk") is not None
+
+    def threads(self, load: Load) -> int:
+        return max(1, min(load.connections, (os.cpu_count() or 1) // 2))
+
+    def command(self, url: str, load: Load, folder: Path) -> list[str]:
+        numbers = [f"-t{self.threads(load)}", f"-c{load.connections}", f"-d{load.seconds}s"]
+        script = ["-s", str(Path(__file__).with_name("wrk.lua"))]
+        return ["wrk", *numbers, "--timeout", "10s", *script, f"{url}/", "--", str(load.counters)]
+
+    def parse(self, output: str, folder: Path) -> Outcome:
+        line = re.search(r"^wrk-json (.*)$", output, re.MULTILINE)
+        if line is None:
+            raise ToolError("wrk did not report what it measured")
+        figures = json.loads(line[1])
+        percentiles = {float(percent): ms for percent, ms in figures.pop("percentiles")}
+        quantiles = _quantiles(percentiles | {100.0: figures.pop("max_ms")})
+        return Outcome(**figures, **quantiles, percentiles=list(percentiles.items()))
+
+
+class Locust:
+    """Locust without its web UI: one process in Python, which checks every answer."""
+
+    name = "locust"
+    package = "the Python package locust"
+    explains = "Locust's FastHttpUser in one process, each user on a kept connection; every answer is checked"
+
+    def available(self) -> bool:
+        return importlib.util.find_spec("locust") is not None
+
+    def threads(self, load: Load) -> int:
+        return 1
+
+    def command(self, url: str, load: Load, folder: Path) -> list[str]:
+        users = ["--users", str(load.connections), "--spawn-rate", str(load.connections)]
+        file = str(Path(__file__).with_name("locustfile.py"))
+        run = ["--headless", "--only-summary", "--run-time", f"{max(2, load.seconds)}s", "--exit-code-on-error", "0"]
+        return [sys.executable, "-m", "locust", "-f", file, *run, *users]
+
+    def environment(self, url: str, folder: Path, *, check: bool) -> dict[str, str]:
+        target = {"LOADTESTS_TARGETS": f"contender={url}", "LOADTESTS_RESULT": str(folder / "locust.json")}
+        return target | ({} if check else {"LOADTESTS_CHECK": "off"})
+
+    def parse(self, output: str, folder: Path) -> Outcome:
+        try:
+            figures = json.loads((folder / "locust.json").read_text())["contender"]
+            return Outcome(**{**figures, "percentiles": [tuple(pair) for pair in figures["percentiles"]]})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ToolError(f"Locust did not report what it measured: {error}") from None
+
+
+TOOLS: dict[str, Tool] = {
+    tool.name: tool
+    for tool in (
+        ApacheBench("ab", keep_alive=False),
+        ApacheBench("ab -k", keep_alive=True),
+        Wrk(),
+        Locust(),
+    )
+}
+
+
+def run(tool: Tool, url: str, load: Load, *, check: bool = True) -> Outcome:
+    """Measure once. Raises ToolError when the tool fails, says nothing, or takes far too long."""
+    with tempfile.TemporaryDirectory(prefix="loadtests-") as name:
+        folder = Path(name)
+        command = tool.command(url, load, folder)
+        env: Mapping[str, str] | None = None
+        if isinstance(tool, Locust):
+            env = {**os.environ, **tool.environment(url, folder, check=check)}
+        with (folder / "output").open("wb") as output:
+            process = spawn(command, output=output.fileno(), env=env, cwd=ROOT)
+        try:
+            status, cpu, seconds = _wait(process, patience=60 + 4 * load.seconds)
+        finally:
+            stop(process, patience=2)
+        text = (folder / "output").read_text(errors="replace")
+        if status != 0 or not text.strip():
+            said = text.strip().splitlines()[-1][:200] if text.strip() else "it printed nothing"
+            raise ToolError(f"{tool.name} ended with status {status}: {said}")
+        outcome = tool.parse(text, folder)
+        if outcome.requests <= 0 or outcome.seconds <= 0:
+            raise ToolError(f"{tool.name} finished no request")
+        # Locust takes a while to start, so it reports its use of CPU from the first request on.
+        outcome.generator_cores = outcome.generator_cores or cpu / seconds
+        outcome.generator_seconds = cpu
+        outcome.generator_limit = float(tool.threads(load))
+        outcome.command = " ".join([Path(command[0]).name, *command[1:]]).replace(f"{folder}{os.sep}", "")
+        outcome.command = outcome.command.replace(f"{ROOT}{os.sep}", "")
+        return outcome
+
+
+def _wait(process: subprocess.Popen[bytes], patience: float) -> tuple[int, float, float]:
+    """The exit status, the seconds of CPU that the process used, and the seconds that it took. Raises ToolError."""
+    started = time.monotonic()
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        seconds = time.monotonic() - started
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return process.returncode, usage.ru_utime + usage.ru_stime, seconds
+        if seconds > patience:
+            raise ToolError(f"{Path(process.args[0]).name} did not end within {patience:.0f} s")  # type: ignore[index]
+        time.sleep(0.01)
+
+
+def _number(pattern: str, output: str, tool: str) -> float:
+    if (found := re.search(pattern, output)) is None:
+        raise ToolError(f"{tool} did not report {pattern.split(':')[0]!r}")
+    return float(found[1])
+
+
+def _quantiles(percentiles: Mapping[float, float]) -> dict[str, Any]:
+    try:
+        return {
+            "p50_ms": percentiles[50.0],
+            "p95_ms": percentiles[95.0],
+            "p99_ms": percentiles[99.0],
+            "max_ms": percentiles[100.0],
+        }
+    except KeyError as missing:
+        raise ToolError(f"the percentile {missing} is missing") from None

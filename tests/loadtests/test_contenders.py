@@ -1,0 +1,166 @@
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from loadtests import stores
+from loadtests.audit import Audit, audit
+from loadtests.contenders import Contender, ContenderError, Running, Unavailable
+from loadtests.processes import Usage, port_is_taken, spawn, stop
+
+
+@pytest.mark.parametrize(
+    ("text", "app", "server", "store"),
+    [
+        ("granian+redis", "service", "granian", "redis"),
+        ("uvicorn+memory", "service", "uvicorn", "memory"),
+        ("constant+granian", "constant", "granian", "none"),
+        ("read-then-write+uvicorn", "read-then-write", "uvicorn", "redis"),
+    ],
+)
+def test_a_contender_is_named_by_what_it_is_made_of(text, app, server, store):
+    contender = Contender.parse(text)
+    assert (contender.app, contender.server, contender.store) == (app, server, store)
+    assert contender.name == text
+    assert contender.with_workers(16).key == f"{text} x16"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "granian", "granian+oracle", "hypercorn+redis", "constant+redis", "granian+redis["]
+)
+def test_what_is_no_contender_is_refused(text):
+    with pytest.raises(ValueError, match="granian"):
+        Contender.parse(text)
+
+
+def test_words_in_brackets_are_options_of_the_server_and_settings():
+    contender = Contender.parse("granian+redis[--loop=asyncio PYTHONRICING_REQUEST_LOG=off]")
+    assert "--loop=asyncio" in contender.command(1)
+    assert not any("REQUEST_LOG" in word for word in contender.command(1))
+    assert contender.environment("memory://", 5, "token")["PYTHONRICING_REQUEST_LOG"] == "off"
+
+
+def test_settings_of_the_caller_do_not_reach_a_contender(monkeypatch):
+    monkeypatch.setenv("PYTHONRICING_HALT_CACHE", "9")
+    assert "PYTHONRICING_HALT_CACHE" not in Contender.parse("granian+redis").environment("memory://", 5, "token")
+
+
+def test_both_servers_get_the_same_backlog():
+    for name in ("granian+redis", "uvicorn+redis"):
+        command = Contender.parse(name).command(1)
+        assert command[command.index("--backlog") + 1] == "2048"
+
+
+@pytest.mark.parametrize("name", ["granian+redis", "uvicorn+unix", "granian+memory", "fastapi+uvicorn"])
+def test_a_contender_counts_exactly_and_leaves_nothing_behind(name):
+    contender = Contender.parse(name)
+    with Running(contender, 20) as running:
+        tree = psutil.Process(running.pid).children(recursive=True)
+        found = audit(running.port, 20)
+        assert found.verdict(contender) == "exact"
+        assert found.refused == 20 * 39
+        running.reset()
+        assert audit(running.port, 20).verdict(contender) == "exact"
+        assert running.usage().worker_mb > 5
+    assert not psutil.pid_exists(running.pid)
+    assert not any(process.is_running() for process in tree)
+    assert not port_is_taken(running.port)
+    assert not running._folder.exists()
+
+
+def test_reading_then_writing_oversells_and_the_audit_says_by_how_much():
+    contender = Contender.parse("read-then-write+uvicorn").with_workers(2)
+    with Running(contender, 20) as running:
+        found = audit(running.port, 20)
+    assert found.admitted > 20
+    assert found.distinct == 20
+    assert found.verdict(contender) == f"oversold by {found.admitted - 20}"
+
+
+def test_workers_that_count_for_themselves_are_reset_by_starting_anew():
+    contender = Contender.parse("granian+memory").with_workers(2)
+    with Running(contender, 5) as running:
+        assert audit(running.port, 5).admitted > 5
+        first = running.pid
+        running.reset()
+        assert running.pid != first
+        assert audit(running.port, 5).admitted > 5
+
+
+def test_a_taken_port_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ContenderError, match=f"port {port} is taken"):
+            Running(Contender.parse("constant+granian"), 5, port=port)
+
+
+def test_a_port_shared_by_another_server_counts_as_taken():
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert port_is_taken(taken.getsockname()[1])
+
+
+def test_a_contender_that_ends_while_starting_says_why():
+    with pytest.raises(ContenderError, match="No such option"):
+        Running(Contender.parse("constant+uvicorn[--no-such-option]"), 5)
+
+
+def test_a_missing_store_is_named_with_what_brings_it(monkeypatch):
+    monkeypatch.setattr(stores, "valkey_binary", lambda: (_ for _ in ()).throw(Unavailable("no valkey-server: …")))
+    with pytest.raises(Unavailable, match="no valkey-server"):
+        Running(Contender.parse("granian+redis"), 5)
+
+
+def test_a_store_that_does_not_start_says_why(monkeypatch):
+    monkeypatch.setattr(stores, "valkey_binary", lambda: "/bin/false")
+    with pytest.raises(Unavailable, match="valkey did not start"):
+        Running(Contender.parse("granian+redis"), 5)
+
+
+def test_stopping_reaches_children_that_ignore_sigterm():
+    script = "trap '' TERM; sh -c 'trap \"\" TERM; sleep 60' & wait; sleep 60"
+    process = spawn(["sh", "-c", script], output=subprocess.DEVNULL)
+    while not (children := psutil.Process(process.pid).children(recursive=True)):
+        pass
+    stop(process, patience=0.2)
+    psutil.wait_procs(children, timeout=5)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_usage_counts_the_cpu_and_the_switches_of_the_whole_tree():
+    burn = "import time\nwhile time.process_time() < 0.3: pass\ntime.sleep(60)"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    process = spawn([sys.executable, "-c", script], output=subprocess.DEVNULL)
+    try:
+        before, deadline = Usage.of(process.pid), time.monotonic() + 60
+        while Usage.of(process.pid).cpu_since(before) < 0.25:
+            assert time.monotonic() < deadline, "the child's CPU is not counted"
+        now = Usage.of(process.pid)
+        assert now.cpu[process.pid] < now.cpu_since(before)
+        assert now.switches_since(before) > 0
+        assert now.workers == now.cpu.keys() - {process.pid}
+    finally:
+        stop(process)
+    assert Usage.of(process.pid).cpu == {}
+
+
+def test_the_audit_tells_every_kind_of_wrong():
+    contender = Contender.parse("granian+redis")
+
+    def verdict(**found):
+        return Audit(3, **found).verdict(contender)
+
+    assert verdict(admitted=3, numbers={1, 2, 3}, reading=3) == "exact"
+    assert verdict(admitted=4, numbers={1, 2, 3}, reading=3) == "oversold by 1"
+    assert verdict(admitted=3, numbers={1, 2}, reading=3) == "1 numbers given twice"
+    assert verdict(admitted=2, numbers={1, 2}, reading=2) == "undersold by 1"
+    assert verdict(admitted=3, numbers={1, 2, 3}, reading=9) == "the counter reads 9, the numbers go to 3"
+    assert verdict(admitted=3, numbers={1, 2, 4}, reading=3) == "the counter reads 3, the numbers go to 4"
+    assert verdict(admitted=3, numbers={1, 2, 3}, reading=3, failures=2) == "2 failed answers"

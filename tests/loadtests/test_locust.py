@@ -1,0 +1,162 @@
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loadtests.contenders import UNLIMITED, Contender, Running
+from loadtests.processes import free_port
+from loadtests.side_by_side import Server, as_csv, as_text
+from tests.loadtests.browser import chromium
+
+LOCUSTFILE = str(Path(__file__).parents[2] / "loadtests" / "locustfile.py")
+ROOT = Path(__file__).parents[2]
+
+
+def locust(tmp_path, *words, **environment):
+    command = [sys.executable, "-m", "locust", "-f", LOCUSTFILE, "--server-workers", "1", *words]
+    with (tmp_path / "locust.log").open("wb") as log:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env={**os.environ, **environment}
+        )
+
+
+def headless(tmp_path, *words, **environment):
+    process = locust(tmp_path, "--headless", "-u", "8", "-r", "8", "-t", "3s", *words, **environment)
+    process.wait(120)
+    return process.returncode, (tmp_path / "locust.log").read_text()
+
+
+def test_a_row_has_what_the_server_answered():
+    server = Server("granian", "http://127.0.0.1:1", None)
+    for number in range(1, 101):
+        server.record(float(number), failed=number == 7, admitted=number <= 90, refused=number > 90)
+    server.limit = 90
+    row = server.row()
+    assert (row["name"], row["requests"], row["failures"], row["admitted"]) == ("granian", 100, 1, "90 of 90")
+    assert row["p50"] == pytest.approx(50, rel=0.03)
+    assert row["p99"] == pytest.approx(99, rel=0.03)
+    assert (row["cpu"], row["memory"]) == ("-", "-")
+    assert "granian" in as_text([server])
+    assert next(csv.DictReader(as_csv([server]).splitlines()))["Admitted of limit"] == "90 of 90"
+    server.reset()
+    assert server.row()["requests"] == 0
+
+
+def test_without_a_web_ui_it_measures_both_servers_and_writes_what_locust_writes(tmp_path):
+    prefix = tmp_path / "run"
+    words = ("--csv", str(prefix), "--html", str(tmp_path / "report.html"))
+    status, said = headless(tmp_path, *words, "GranianBurst", "UvicornBurst", "GranianNamed", "UvicornNamed")
+    assert status == 0, said
+    rows = {row["Server"]: row for row in csv.DictReader((tmp_path / "run_side_by_side.csv").read_text().splitlines())}
+    assert rows.keys() == {"granian", "uvicorn"}
+    for row in rows.values():
+        assert int(row["# Requests"]) > 0
+        assert row["# Failures"] == "0"
+        assert float(row["CPU µs/request"]) > 0
+        assert float(row["Memory (MB)"]) > 10
+    names = {row["Name"] for row in csv.DictReader((tmp_path / "run_stats.csv").read_text().splitlines())}
+    assert names == {f"{server} {scenario}" for server in rows for scenario in ("burst", "named")} | {"Aggregated"}
+    assert "granian burst" in (tmp_path / "report.html").read_text()
+    assert "Side by side" in said
+
+
+def test_a_server_that_oversells_fails_with_what_was_wrong(tmp_path):
+    with Running(Contender.parse("read-then-write+uvicorn"), UNLIMITED) as running:
+        result = str(tmp_path / "result.json")
+        _, said = headless(tmp_path, LOADTESTS_TARGETS=f"contender={running.url}", LOADTESTS_RESULT=result)
+    figures = json.loads(Path(result).read_text())["contender"]
+    assert figures["failures"] > 0
+    assert "a number given twice" in said
+
+
+def test_a_server_that_cannot_start_ends_the_run_with_a_clear_line(tmp_path):
+    status, said = headless(tmp_path, "--server-store", "oracle")
+    assert status == 1
+    assert "loadtests: granian+oracle: a contender is" in said
+    assert "Traceback" not in said
+
+
+@contextmanager
+def web_ui(tmp_path):
+    port = free_port()
+    process = locust(tmp_path, "--class-picker", "--web-host", "127.0.0.1", "--web-port", str(port))
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "locust.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_stopping_locust_stops_both_servers(tmp_path):
+    with web_ui(tmp_path) as (process, _):
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len([child for child in children if "valkey" in child.name()]) == 2
+    _, running = psutil.wait_procs(children, timeout=20)
+    assert not [each for each in running if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_taken_port_of_the_web_ui_ends_it_with_a_clear_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        process = locust(tmp_path, "--class-picker", "--web-host", "127.0.0.1", "--web-port", port)
+        assert process.wait(60) != 0
+    said = (tmp_path / "locust.log").read_text()
+    assert f"port {port} is taken" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_run_started_from_the_browser_shows_both_servers_in_the_tab(tmp_path):
+    with web_ui(tmp_path) as (_, url), chromium() as browser:
+        page = browser.new_page(viewport={"width": 1400, "height": 800})
+        page.goto(url)
+        page.get_by_label("Number of users").fill("8")
+        page.get_by_label("Ramp up").fill("8")
+        page.get_by_role("button", name="Start").click()
+        page.get_by_role("tab", name="Side by side").click()
+        for server in ("granian", "uvicorn"):
+            row = page.get_by_role("row").filter(has_text=server)
+            row.wait_for(timeout=30_000)
+            requests = row.get_by_role("cell").nth(1)
+            page.wait_for_function(
+                "cell => Number(cell.textContent) > 0", arg=requests.element_handle(), timeout=30_000
+            )
+            first = int(requests.text_content())
+            page.wait_for_function(
+                "([cell, first]) => Number(cell.textContent) > first",
+                arg=[requests.element_handle(), first],
+                timeout=30_000,
+            )
+            cells = [cell.text_content() for cell in row.get_by_role("cell").all()]
+            assert cells[6] == "0"
+            assert float(cells[7]) > 0
+            assert float(cells[8]) > 10
+            assert " of " in cells[9]
+        headers = [cell.text_content() for cell in page.get_by_role("columnheader").all()]
+        assert headers[0] == "Server"
+        page.screenshot(path=tmp_path / "side-by-side.png")
+        with urllib.request.urlopen(f"{url}/side-by-side/csv", timeout=10) as answer:
+            assert {row["Server"] for row in csv.DictReader(answer.read().decode().splitlines())} == {
+                "granian",
+                "uvicorn",
+            }

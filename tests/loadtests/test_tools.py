@@ -1,0 +1,123 @@
+import os
+import shutil
+import stat
+
+import pytest
+
+from loadtests import tools
+from loadtests.contenders import UNLIMITED, Contender, Running
+from loadtests.tools import TOOLS, Load, ToolError
+
+AB = """\
+This is ApacheBench, Version 2.3 <$Revision: 1 $>
+Server Software:        granian
+Concurrency Level:      10
+Time taken for tests:   0.705 seconds
+Complete requests:      10000
+Failed requests:        9910
+   (Connect: 1, Receive: 2, Length: 9900, Exceptions: 7)
+Non-2xx responses:      9900
+Requests per second:    14174.85 [#/sec] (mean)
+Time per request:       0.705 [ms] (mean)
+Time per request:       0.071 [ms] (mean, across all concurrent requests)
+"""
+
+WRK = """\
+Running 1s test @ http://127.0.0.1:1/
+Requests/sec:  20340.07
+
+wrk-json {"requests": 22372, "seconds": 1.099898, "mean_ms": 0.1983, "max_ms": 2.560, "non_2xx": 3, "failures": 1, \
+"percentiles": [[50, 0.180], [95, 0.400], [99, 0.900]]}
+"""
+
+
+def test_ab_is_called_as_the_headline_calls_it(tmp_path):
+    command = TOOLS["ab"].command("http://127.0.0.1:1", Load(10, 10000, 3), tmp_path)
+    assert command[:5] == ["ab", "-n", "10000", "-c", "10"]
+    assert "-k" in TOOLS["ab -k"].command("http://127.0.0.1:1", Load(10, 10000, 3), tmp_path)
+
+
+def test_what_ab_prints_is_read(tmp_path):
+    table = "".join(f"{percent},{percent / 10}\n" for percent in range(101))
+    (tmp_path / "ab.csv").write_text("Percentage served,Time in ms\n" + table)
+    outcome = TOOLS["ab"].parse(AB, tmp_path)
+    assert (outcome.requests, outcome.seconds, outcome.mean_ms) == (10000, 0.705, 0.705)
+    assert (outcome.p50_ms, outcome.p95_ms, outcome.p99_ms, outcome.max_ms) == (5.0, 9.5, 9.9, 10.0)
+    # Answers of different lengths are none of a failure, and the status of a refusal is counted apart.
+    assert (outcome.failures, outcome.non_2xx) == (10, 9900)
+    assert outcome.requests_per_second == pytest.approx(14184.4, rel=1e-3)
+
+
+def test_what_wrk_prints_is_read(tmp_path):
+    outcome = TOOLS["wrk"].parse(WRK, tmp_path)
+    assert (outcome.requests, outcome.failures, outcome.non_2xx) == (22372, 1, 3)
+    assert (outcome.p50_ms, outcome.p95_ms, outcome.p99_ms, outcome.max_ms) == (0.18, 0.4, 0.9, 2.56)
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [("ab", "Complete requests: 5\n"), ("ab", AB), ("wrk", "unable to connect"), ("locust", "")],
+)
+def test_output_that_lacks_figures_is_an_error(name, output, tmp_path):
+    with pytest.raises(ToolError):
+        TOOLS[name].parse(output, tmp_path)
+
+
+def test_a_generator_at_its_limit_is_told(tmp_path):
+    outcome = TOOLS["wrk"].parse(WRK, tmp_path)
+    outcome.generator_limit = 2.0
+    outcome.generator_cores = 1.7
+    assert not outcome.generator_saturated
+    outcome.generator_cores = 1.85
+    assert outcome.generator_saturated
+
+
+@pytest.fixture
+def fake_ab(tmp_path, monkeypatch):
+    """An `ab` of the test's own."""
+
+    def write(script):
+        path = tmp_path / "bin" / "ab"
+        path.parent.mkdir()
+        path.write_text("#!/bin/sh\n" + script)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("exit 0", "status 0: it printed nothing"),
+        ("echo 'apr_socket_recv: Connection refused (111)'; exit 111", "status 111: apr_socket_recv"),
+        ("echo 'Complete requests: 0'", "wrote no table"),
+        ("kill -9 $$", "status -9"),
+    ],
+)
+def test_a_tool_that_fails_is_named_with_what_it_said(fake_ab, script, says):
+    fake_ab(script)
+    with pytest.raises(ToolError, match=says):
+        tools.run(TOOLS["ab"], "http://127.0.0.1:1", Load(1, 10, 1))
+
+
+def test_a_tool_that_hangs_is_ended(fake_ab, monkeypatch):
+    fake_ab("sleep 60")
+    wait = tools._wait
+    monkeypatch.setattr(tools, "_wait", lambda process, patience: wait(process, 0.2))
+    with pytest.raises(ToolError, match="did not end"):
+        tools.run(TOOLS["ab"], "http://127.0.0.1:1", Load(1, 10, 1))
+
+
+@pytest.mark.parametrize("name", ["ab", "ab -k", "wrk", "locust"])
+def test_the_real_tool_measures_and_is_understood(name):
+    if not TOOLS[name].available():
+        pytest.skip(f"{name} is not installed: it is in {TOOLS[name].package}")
+    contender = Contender.parse("constant+granian")
+    with Running(contender, UNLIMITED) as running:
+        outcome = tools.run(TOOLS[name], running.url, Load(4, 200, 1), check=False)
+    assert outcome.requests >= 1
+    assert (outcome.failures, outcome.non_2xx) == (0, 0)
+    assert 0 < outcome.p50_ms <= outcome.p95_ms <= outcome.p99_ms <= outcome.max_ms * 1.001
+    assert outcome.generator_seconds > 0
+    assert outcome.command.split()[0] in (shutil.which("ab") and "ab", "wrk") or "locust" in outcome.command
