@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -168,6 +169,12 @@ def _size(query: bytes) -> int:
     return int(values[0])
 
 
+async def _left(receive: Receive) -> None:
+    """Return when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 class Endpoint:
     """An ASGI endpoint that answers what it raises."""
 
@@ -203,7 +210,7 @@ class Claim(Endpoint):
                 key = value.decode("ascii")
             elif header in (b"content-length", b"transfer-encoding") and value != b"0":
                 await read_body(scope, receive)
-        answer = await self.counters.claim(name, size, key)
+        answer = await self.counters.claim(name, size, key, partial(_left, receive))
         if not answer.admitted:
             raise halted(name, size, answer.request_count, answer.limit)
         await respond(send, 200, _encode(Claimed(answer.request_count, answer.limit)), JSON, NO_STORE)
@@ -244,7 +251,7 @@ class Manage(Endpoint):
         body = await read_body(scope, receive)
         try:
             change = msgspec.json.decode(body, type=CounterChange)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _unprocessable(f'the body must be like {{"limit": 500}}: {error}') from None
         counter, created = await self.counters.put(name, change.limit)
         await respond(send, 201 if created else 200, _view(counter), JSON, NO_STORE)

@@ -12,6 +12,7 @@ import random
 import uuid
 from collections import deque
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pythonricing.stores.base import (
@@ -27,7 +28,7 @@ from pythonricing.stores.base import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from pythonricing.stores.base import Counter, Store, Verdict
 
@@ -40,6 +41,8 @@ MAX_WAITING = 8192
 MAX_BATCH = 1024
 #: Counters that a worker remembers.
 MAX_LANES = 65_536
+#: Seconds after which a worker asks whether whoever made a claim still waits for it.
+WATCH_SECONDS = 0.25
 #: Seconds for which an unanswered batch is sent again.
 RESEND_SECONDS = RECEIPT_SECONDS / 6
 #: Seconds after which a worker no longer trusts what it knows of a counter; tombstones live longer.
@@ -91,13 +94,21 @@ class Journal(Protocol):
 
 
 class _Claim:
-    __slots__ = ("deadline", "future", "key", "size")
+    __slots__ = ("deadline", "future", "key", "left", "size")
 
-    def __init__(self, size: int, key: str | None, future: asyncio.Future[Answer], deadline: float) -> None:
+    def __init__(
+        self,
+        size: int,
+        key: str | None,
+        future: asyncio.Future[Answer],
+        deadline: float,
+        left: Callable[[], Awaitable[None]] | None,
+    ) -> None:
         self.size = size
         self.key = key
         self.future = future
         self.deadline = deadline
+        self.left = left
 
 
 class _Lane:
@@ -140,18 +151,21 @@ class Counters:
         self._timeout = timeout
         self._halt_cache = halt_cache
         self._max_waiting = max_waiting
-        self._worker = uuid.uuid4().hex
+        self._worker = ""
         self._sequence = 0
         self._lanes: dict[str, _Lane] = {}
         self._busy: set[_Lane] = set()
         self._pending = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._watches: set[asyncio.Task[None]] = set()
         self._configured = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Start serving; the store may come later."""
         self._loop = asyncio.get_running_loop()
+        # Here and not when it is made: a server may fork its workers later.
+        self._worker = uuid.uuid4().hex
         await self._store.open()
         if self._limit is None:
             self._configured.set()
@@ -170,13 +184,18 @@ class Counters:
                 self._journal.in_doubt(lane.name, len(lane.in_flight))
         for task in tasks:
             task.cancel()
+        for watch in self._watches:
+            watch.cancel()
         if self._timer is not None:
             self._timer.cancel()
         await self._store.close()
 
-    async def claim(self, name: str, size: int = 1, key: str | None = None) -> Answer:
+    async def claim(
+        self, name: str, size: int = 1, key: str | None = None, left: Callable[[], Awaitable[None]] | None = None
+    ) -> Answer:
         """Claim `size` of a counter's numbers, all or nothing.
 
+        `left` returns once nobody waits for the answer any more; it is only asked about a claim that takes long.
         Raises NoSuchCounter, KeyReused, StateLost, and StoreUnavailable if the store didn't answer in time.
         """
         lane = self._lanes.get(name) or self._lane(name)
@@ -190,13 +209,13 @@ class Counters:
             self._journal.unavailable(name, 1)
             raise Overloaded("too many claims are waiting for the store")
         future: asyncio.Future[Answer] = self._loop.create_future()
-        lane.waiting.append(_Claim(size, key, future, now + self._timeout))
+        lane.waiting.append(_Claim(size, key, future, now + self._timeout, left))
         self._pending += 1
         if lane.task is None:
             self._busy.add(lane)
             lane.task = self._loop.create_task(self._drain(lane))
         if self._timer is None:
-            self._timer = self._loop.call_at(now + self._timeout, self._expire)
+            self._timer = self._loop.call_at(now + min(self._timeout, WATCH_SECONDS), self._expire)
         return await future
 
     async def read(self, name: str) -> Counter:
@@ -429,7 +448,7 @@ class Counters:
             self._journal.lost(lane.name, lane.seen)
 
     def _expire(self) -> None:
-        """Give up the claims that have waited too long; one timer for all, set for the oldest of them."""
+        """Give up the claims that have waited too long, or whose client has left; one timer for all."""
         self._timer = None
         now = self._loop.time()
         deadlines: list[float] = []
@@ -449,5 +468,22 @@ class Counters:
                 self._journal.unavailable(lane.name, given_up)
             deadlines += [claim.deadline for claim in lane.in_flight if not claim.future.done()][:1]
             deadlines += [claim.deadline for claim in lane.waiting][:1]
+            self._watch(lane, now - WATCH_SECONDS + self._timeout)
         if deadlines:
-            self._timer = self._loop.call_at(min(deadlines), self._expire)
+            self._timer = self._loop.call_at(min(*deadlines, now + WATCH_SECONDS), self._expire)
+
+    def _watch(self, lane: _Lane, deadline: float) -> None:
+        """Ask about the clients of claims that have waited for a while: those with at most this deadline."""
+        for claim in chain(lane.in_flight, lane.waiting):
+            if claim.deadline > deadline:
+                break
+            if claim.left is not None and not claim.future.done():
+                watch = self._loop.create_task(self._give_up_without(claim.left, claim.future))
+                self._watches.add(watch)
+                watch.add_done_callback(self._watches.discard)
+                claim.left = None
+
+    async def _give_up_without(self, left: Callable[[], Awaitable[None]], future: asyncio.Future[Answer]) -> None:
+        await left()
+        if not future.done():
+            future.set_exception(StoreUnavailable("the client left before the store answered"))

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Protocol
@@ -242,32 +243,38 @@ def orphans(service: Service) -> set[int]:
     return {number for e in extras for number in range(e["orphaned"] - e["n"] + 1, e["orphaned"] + 1)}
 
 
-def judge(
-    history: History, service: Service, *, limit: int, count: int, statuses: Collection[int], killed: bool = False
-) -> None:
-    """Hold what the clients saw against the store's final `count` and the service's log; explain what doesn't fit.
+def judge(history: History, service: Service, *, limit: int, statuses: Collection[int], killed: bool = False) -> None:
+    """Hold what the clients saw against the store's final count and the service's log; explain what doesn't fit.
 
-    Every number up to `count` belongs to one claim, or was logged as orphaned; where a worker was `killed`, as many
-    as claims were left without an answer may belong to nobody.
+    Every number up to the count belongs to one claim, or is logged as orphaned; where a worker was `killed`, as many
+    as claims were left without an answer may belong to nobody. A worker that isn't connected again yet accounts for
+    its last batch once it is.
     """
     owned = history.owned()
     owners = set(owned)
-    twice = sorted({number for number, after in pairwise(owned) if number == after})
-    orphaned = orphans(service)
-    nobodys = set(range(1, count + 1)) - owners - orphaned
     in_flight = sum(call.n for call in history.calls if call.status == 0) if killed else 0
+
+    def account() -> tuple[int, set[int], set[int]]:
+        count, orphaned = count_of(service), orphans(service)
+        return count, orphaned, set(range(1, count + 1)) - owners - orphaned
+
+    deadline = time.monotonic() + PATIENCE / 4
+    count, orphaned, nobodys = account()
+    while len(nobodys) > in_flight and time.monotonic() < deadline:
+        time.sleep(0.1)
+        count, orphaned, nobodys = account()
     faults = {
         "answers of another kind": {s: n for s, n in history.statuses().items() if s not in statuses},
-        "numbers with two owners": twice,
+        "numbers with two owners": sorted({number for number, after in pairwise(owned) if number == after}),
         "numbers above the store's count": sorted(n for n in owners | orphaned if n > count),
         "numbers that belong to nobody": sorted(nobodys) if len(nobodys) > in_flight else [],
-        "admitted over the limit": list(owned[limit:]) if len(owned) > limit else [],
+        "admitted over the limit": owned[limit:],
         "the count is over the limit": [count] if count > limit else [],
     }
     verdict = {what: found for what, found in faults.items() if found}
     assert not verdict, (
         f"{verdict}\nhistory: {history.summary()}\nlimit {limit}, count {count}, owned {len(owners)}, orphaned "
-        f"{len(orphaned)}, nobody's {len(nobodys)}, in flight at a kill: {in_flight}\n" + tail(service)
+        f"{len(orphaned)}, nobody's {len(nobodys)}, in flight at a kill: {in_flight}\n{tail(service)}"
     )
 
 
