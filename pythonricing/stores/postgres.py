@@ -91,10 +91,11 @@ class Session:
                 row = await self._connection.fetchrow(statement, *arguments)
         except asyncpg.PostgresError as error:
             raise self._translated(error) from None
-        except (asyncpg.InterfaceError, OSError) as error:
+        except Exception as error:
+            # Whatever else goes wrong in the driver leaves open whether the server has executed the command.
             self.close()
             raise StoreUnavailable(f"the connection was lost: {error}") from None
-        except asyncio.CancelledError:
+        except BaseException:
             self.close()
             raise
         finally:
@@ -103,7 +104,7 @@ class Session:
 
     def _translated(self, error: asyncpg.PostgresError) -> StoreError:
         state = str(error.sqlstate)
-        if state.startswith(LEAVING_ERRORS):
+        if state.startswith(LEAVING_ERRORS) or getattr(error, "severity_en", None) in ("FATAL", "PANIC"):
             self.close()
         passing = state.startswith((*PASSING_ERRORS, *LEAVING_ERRORS))
         return (StoreUnavailable if passing else StoreRejected)(f"{error} ({state})")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def test_connections_closed_every_50_ms_go_unnoticed(victim: Victim, service: Callable[..., Service]) -> None:
-    claims, limit = (50_000, 40_000) if isinstance(victim, RedisVictim) else (10_000, 8_000)
+    claims, limit = (50_000, 40_000) if isinstance(victim, RedisVictim) else (20_000, 16_000)
     running = service(victim.url, "/readyz", limit=limit, store_timeout=20)
     load = Load(running, claims)
 
