@@ -129,7 +129,7 @@ class PostgresStore:
         self._unopened = self._links[::-1]
         self._connected = asyncio.Event()
         self._sessions: set[Session] = set()
-        self._idle: asyncio.LifoQueue[Session] = asyncio.LifoQueue()
+        self._idle: asyncio.Queue[Session] = asyncio.Queue()  # in turns, so that closed ones come up and are dropped
         self._sweeper: asyncio.Task[None] | None = None
 
     @property
