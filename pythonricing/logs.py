@@ -15,12 +15,13 @@ import os
 import random
 import select
 import signal
+import stat
 import sys
 import threading
 import time
 import traceback
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from loguru import logger
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 ATOMIC_WRITE = 4096
 #: Bytes of log that wait for a slow reader; what comes on top is dropped and counted.
 MAX_BUFFERED = 1 << 20
+#: Lines of claims are written once there are so many, or after so many seconds.
+FULL, GATHER_SECONDS = 32, 0.01
+#: Counters whose lines are kept encoded.
+MAX_TEMPLATES = 1024
 #: Seconds that the last lines get when the process ends.
 FLUSH_SECONDS = 1.0
 
@@ -45,14 +50,20 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 class Writer:
-    """Writes lines to a file descriptor from a thread of its own, so that a stopped reader never stops the service."""
+    """Writes lines to a file descriptor and never waits for its reader.
+
+    What the kernel takes at once is written at once (a thread for every line would cost four times as much, most of it
+    spent on passing the interpreter's lock to and fro). The rest waits, within bounds, for a thread of its own.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._lines: list[bytes] = []
+        self._write_now = _immediate(fd)
+        self._waiting: list[bytes] = []
         self._size = 0
         self._lock = threading.Lock()
         self._filled = threading.Event()
+        self._idle = True
         self._closing = False
         #: Lines dropped since the process began.
         self.dropped = 0
@@ -60,13 +71,25 @@ class Writer:
         self._thread.start()
 
     def write(self, lines: Sequence[bytes]) -> None:
-        """Queue lines, each ending in a newline and at most ATOMIC_WRITE long."""
-        size = sum(map(len, lines))
+        """Write or queue lines, each ending in a newline and at most ATOMIC_WRITE long."""
+        chunks = _chunks(lines)
         with self._lock:
+            if self._idle and self._write_now is not None:
+                try:
+                    while chunks:
+                        written = self._write_now(chunks[0])
+                        chunks[:1] = [rest] if (rest := chunks[0][written:]) else []
+                    return
+                except BlockingIOError:
+                    pass
+                except OSError:  # not possible with this kind of descriptor, or nobody reads: the thread finds out
+                    self._write_now = None
+            size = sum(map(len, chunks))
             if self._size + size > MAX_BUFFERED:
-                self.dropped += len(lines)
+                self.dropped += sum(chunk.count(b"\n") for chunk in chunks)
                 return
-            self._lines += lines
+            self._idle = False
+            self._waiting += chunks
             self._size += size
         self._filled.set()
 
@@ -78,20 +101,26 @@ class Writer:
 
     def _run(self) -> None:
         reported = 0
-        while not (self._closing and not self._lines):
+        while True:
             self._filled.wait()
             self._filled.clear()
-            with self._lock:
-                lines, self._lines, self._size = self._lines, [], 0
-                dropped = self.dropped
             try:
-                for chunk in _chunks(lines):
-                    self._put(chunk)
+                while chunks := self._take():
+                    for chunk in chunks:
+                        self._put(chunk)
             except OSError:
                 return  # nobody will ever read again
-            if dropped > reported:
-                logger.bind(dropped=dropped - reported).warning("log lines dropped: the reader was too slow")
-                reported = dropped
+            if self.dropped > reported:
+                dropped, reported = self.dropped - reported, self.dropped
+                logger.bind(dropped=dropped).warning("log lines dropped: the reader was too slow")
+            if self._closing and self._idle:
+                return
+
+    def _take(self) -> list[bytes]:
+        with self._lock:
+            chunks, self._waiting, self._size = self._waiting, [], 0
+            self._idle = not chunks
+            return chunks
 
     def _put(self, chunk: bytes) -> None:
         while chunk:
@@ -101,7 +130,17 @@ class Writer:
                 select.select([], [self._fd], [])
 
 
-def _chunks(lines: list[bytes]) -> list[bytes]:
+def _immediate(fd: int) -> Callable[[bytes], int] | None:
+    """A way to write without waiting: none for terminals and sockets, nor for pipes before Linux 6.5 (pwritev2(2))."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return lambda chunk: os.write(fd, chunk)
+    if stat.S_ISFIFO(mode) and (no_wait := getattr(os, "RWF_NOWAIT", None)) is not None:
+        return lambda chunk: os.pwritev(fd, [chunk], -1, no_wait)
+    return None
+
+
+def _chunks(lines: Sequence[bytes]) -> list[bytes]:
     """Join lines into pieces of at most ATOMIC_WRITE bytes."""
     chunks: list[bytes] = []
     start = size = 0
@@ -162,6 +201,22 @@ def _sink(message: Message) -> None:
         _writer.write([_line(dict(message.record))])
 
 
+class Stamp(NamedTuple):
+    """What a line says of its time, in the order in which it says it; seconds since the process began, or the epoch."""
+
+    clock: str
+    elapsed: str
+    seconds: float | msgspec.Raw
+    time: str
+    timestamp: float | msgspec.Raw
+
+    @classmethod
+    def of(cls, when: datetime) -> Stamp:
+        timestamp = when.timestamp()
+        time = when.isoformat(" ", "microseconds")
+        return cls(time[:26], str(timedelta(seconds=timestamp - _started)), timestamp - _started, time, timestamp)
+
+
 def _line(record: dict[str, Any]) -> bytes:
     """Encode one of Loguru's records; what is too long for an atomic write loses the middle of its longest text."""
     exception = record["exception"]
@@ -185,7 +240,7 @@ def _line(record: dict[str, Any]) -> bytes:
             record["module"],
             record["name"],
             {"id": record["thread"].id, "name": record["thread"].name},
-            record["time"],
+            Stamp.of(record["time"]),
         )
         if len(line) <= ATOMIC_WRITE or room < 32:
             return line
@@ -207,14 +262,13 @@ def _shape(
     module: str,
     name: str | None,
     thread: dict[str, Any],
-    when: datetime,
+    stamp: Stamp,
 ) -> bytes:
     """One line in the shape of Loguru's `serialize`."""
-    elapsed = when.timestamp() - _started
     body = {
-        "text": f"{when:%Y-%m-%d %H:%M:%S.%f} | {level.name:8} | {message}\n",
+        "text": f"{stamp.clock} | {level.name:8} | {message}\n",
         "record": {
-            "elapsed": {"repr": str(timedelta(seconds=elapsed)), "seconds": elapsed},
+            "elapsed": {"repr": stamp.elapsed, "seconds": stamp.seconds},
             "exception": exception,
             "extra": extra,
             "file": file,
@@ -226,7 +280,7 @@ def _shape(
             "name": name,
             "process": {"id": os.getpid(), "name": multiprocessing.current_process().name},
             "thread": thread,
-            "time": {"repr": str(when), "timestamp": when.timestamp()},
+            "time": {"repr": stamp.time, "timestamp": stamp.timestamp},
         },
     }
     return _encode(body) + b"\n"
@@ -310,8 +364,10 @@ class ClaimLog:
     def __init__(self, writer: Writer, *, requests: bool) -> None:
         self._writer = writer
         self._requests = requests
-        # No name, path or time of ours has these digits: they mark where a claim's number goes.
-        self._mark = random.randrange(10**17, 10**18)
+        self._lines: list[bytes] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._templates: dict[tuple[str, int, int], bytes] = {}
+        self._number = b"\0"  # no JSON has it
         self._refused = Throttle(lambda count: logger.bind(refused=count).warning("{} claims refused", count))
         self._unavailable = Throttle(
             lambda count: logger.bind(unavailable=count).warning("{} claims not answered by the store", count)
@@ -321,10 +377,14 @@ class ClaimLog:
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         if admitted and self._requests:
-            sizes = {size for _, size in admitted}
-            for size in sizes:
-                parts = self._template(name, limit, size)
-                self._writer.write([(b"%d" % number).join(parts) for number, claimed in admitted if claimed == size])
+            stamp = Stamp.of(datetime.now().astimezone())
+            for size in {size for _, size in admitted}:
+                parts = self._parts(name, limit, size, stamp)
+                self._lines += [(b"%d" % number).join(parts) for number, claimed in admitted if claimed == size]
+            if len(self._lines) >= FULL:
+                self._write()
+            elif self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._write)
         if refused:
             self._refused.add(refused)
 
@@ -359,18 +419,35 @@ class ClaimLog:
         self._error = error
         self._failed.add(1)
 
+    def _write(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._lines = self._lines, []
+        self._writer.write(lines)
+
     def close(self) -> None:
         """Say what has not been said yet."""
+        self._write()
         for throttle in (self._refused, self._unavailable, self._failed):
             throttle.flush()
 
-    def _template(self, name: str, limit: int, size: int) -> list[bytes]:
-        """The line of an admitted claim, split where its number goes."""
-        mark = self._mark
-        return _shape(
-            f"{name}: {mark} of {limit}",
+    def _parts(self, name: str, limit: int, size: int, stamp: Stamp) -> list[bytes]:
+        """The line of an admitted claim, split where its number goes; a counter's line is encoded only once."""
+        template = self._templates.get((name, limit, size))
+        if template is None:
+            if len(self._templates) >= MAX_TEMPLATES:
+                self._templates.clear()
+            template = self._templates[name, limit, size] = self._template(name, limit, size)
+        return (template % tuple(str(value).encode() for value in stamp)).split(self._number)
+
+    def _template(self, name: str, limit: int, size: int) -> bytes:
+        # No name, path or time of ours has these digits: they mark where the numbers and times of a line go.
+        clock, elapsed, seconds, time, timestamp, number = (str(random.randrange(10**17, 10**18)) for _ in range(6))
+        line = _shape(
+            f"{name}: {number} of {limit}",
             None,
-            {"counter": name, "n": size, "request_count": mark, "limit": limit},
+            {"counter": name, "n": size, "request_count": msgspec.Raw(number.encode()), "limit": limit},
             {"name": "logs.py", "path": __file__},
             "settled",
             _INFO,
@@ -378,5 +455,8 @@ class ClaimLog:
             "logs",
             __name__,
             {"id": threading.get_ident(), "name": threading.current_thread().name},
-            datetime.now().astimezone(),
-        ).split(b"%d" % mark)
+            Stamp(clock, elapsed, msgspec.Raw(seconds.encode()), time, msgspec.Raw(timestamp.encode())),
+        ).replace(b"%", b"%%")
+        for mark in (clock, elapsed, seconds, time, timestamp):
+            line = line.replace(mark.encode(), b"%b")
+        return line.replace(number.encode(), self._number)

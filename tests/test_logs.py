@@ -60,8 +60,11 @@ logger.remove(); logger.add(sys.stdout, serialize=True); logger.bind(a=1).warnin
 def test_the_fast_line_of_a_claim_has_the_same_shape() -> None:
     code = """
 import asyncio
-journal = logs.ClaimLog(writer, requests=True)
-journal.settled('tickets', 100, [(3, 1), (5, 2), (6, 1)], 0)
+async def main():
+    journal = logs.ClaimLog(writer, requests=True)
+    journal.settled('tickets', 100, [(3, 1), (5, 2), (6, 1)], 0)
+    journal.close()
+asyncio.run(main())
 from loguru import logger
 logger.info('x')
 """
