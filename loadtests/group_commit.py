@@ -39,7 +39,7 @@ def __getattr__(name: str) -> ASGIApp:
 
 def claims_a_second(folder: Path, url: str, target: str, seconds: int) -> float:
     """One run of the service against a counter that never halts."""
-    service = Service(folder, url, workers=len(os.sched_getaffinity(0)), limit=2**53 - 1, request_log="on")
+    service = Service(folder, url, workers=len(os.sched_getaffinity(0)), limit=2**53 - 1, store_timeout=30)
     service.command[-1] = target
     service.start("/readyz")
     try:
@@ -50,7 +50,7 @@ def claims_a_second(folder: Path, url: str, target: str, seconds: int) -> float:
 
 
 def measure(service: Service, seconds: int) -> float:
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", f"{service.url}/"]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", f"{service.url}/"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "Non-2xx" not in output, output
     assert "Socket errors" not in output, output
