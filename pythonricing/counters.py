@@ -223,7 +223,7 @@ class Counters:
         lane = self._lanes.get(name)
         try:
             async with self._answered():
-                counter = await self._store.read(name, self._known(lane), self._create_with(name))
+                counter = await self._read(name, lane)
         except StateLost:
             self._lose(lane or self._lane(name))
             raise
@@ -231,13 +231,22 @@ class Counters:
             self._see(lane, Seen(counter.epoch, counter.count, counter.limit))
         return counter
 
+    async def _read(self, name: str, lane: _Lane | None) -> Counter:
+        while True:
+            try:
+                return await self._store.read(name, self._known(lane), self._create_with(name))
+            except StoreUnavailable:
+                await asyncio.sleep(0.02)
+                await self._store.ready()
+
     async def check(self) -> None:
         """Whether claims can be served. Raises StoreUnavailable or StateLost."""
         for lane in [lane for lane in self._lanes.values() if lane.lost]:
             try:
                 await self.read(lane.name)
             except NoSuchCounter:
-                self._lanes.pop(lane.name, None)
+                if lane.task is None:  # another lane must not send while this one does
+                    self._lanes.pop(lane.name, None)
         await self.read(DEFAULT)
 
     async def put(self, name: str, limit: int) -> tuple[Counter, bool]:

@@ -241,3 +241,22 @@ def test_closing_answers_the_claims_on_their_way() -> None:
         assert (await task).admitted
 
     asyncio.run(scenario())
+
+
+def test_a_read_that_met_a_lost_connection_is_tried_again() -> None:
+    class Flickering(MemoryStore):
+        failures = 2
+
+        async def read(self, *arguments: Any) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise StoreUnavailable("the connection was lost")
+            return await super().read(*arguments)
+
+    async def scenario() -> None:
+        counters = Counters(Flickering(), Silence())
+        await counters.open()
+        await counters.check()
+        await counters.close()
+
+    asyncio.run(scenario())

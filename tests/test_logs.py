@@ -219,5 +219,5 @@ def test_a_stopped_reader_of_the_service_does_not_stop_it(empty_valkey: RedisSer
     claims = [record for record in records if "request_count" in record["extra"]]
     dropped = sum(record["extra"].get("dropped", 0) for record in records)
     assert dropped > 0
-    assert len(claims) + dropped == 10_000
+    assert 0 <= len(claims) + dropped - 10_000 < 50  # other lines may have been dropped too
     wait_until(lambda: running.process is not None and running.process.poll() is not None, "the service to end")

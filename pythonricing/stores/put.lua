@@ -2,8 +2,9 @@
 --
 -- KEYS[1]  the counter (see claim.lua)
 -- ARGV[1]  limit, or '' to keep the one it has
--- ARGV[2]  what it is: "change" keeps the count and "restart" sets it to 0, both an operator's word that ends the
---          state of a lost counter; "configure" is the settings' word, which leaves a lost counter lost
+-- ARGV[2]  what it is: "change" keeps the count (of a lost counter the highest that is known) and "restart" sets it to
+--          0, both an operator's word that ends the state of a lost counter; "configure" is the settings' word, which
+--          leaves a lost counter lost
 --
 -- Replies "created epoch limit count", or MISSING, LOST.
 
@@ -30,6 +31,8 @@ epoch = math.max(tonumber(now[1]) * 1000000 + tonumber(now[2]), (epoch or 0) + 1
 local created = count and 0 or 1
 if ARGV[2] == 'restart' or not count then
   count = '0'
+elseif lost and tonumber(lost) > tonumber(count) then
+  count = lost
 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'count', count, 'limit', limit, 'epoch', string.format('%.0f', epoch),

@@ -66,7 +66,7 @@ class Pipeline(asyncio.Protocol):
         self._link = link
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._watchdog: asyncio.TimerHandle | None = None
-        self.closed = False
+        self.closed = self._transport.is_closing()
         self._transport.set_protocol(self)
 
     def call(self, *command: str | bytes | int) -> asyncio.Future[Any]:

@@ -1,0 +1,80 @@
+"""A worker has one batch of a counter on its way, whatever becomes of the counter meanwhile; receipts expire."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pythonricing.counters import RESEND_SECONDS, Counters
+from pythonricing.stores.base import RECEIPT_SECONDS, NoSuchCounter, StateLost
+from pythonricing.stores.memory import MemoryStore
+from tests.faults.harness import Load, RedisVictim
+from tests.support import Silence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pythonricing.stores.base import Batch, Verdict
+    from tests.faults.harness import Victim
+    from tests.support import Service
+
+
+class Slow(MemoryStore):
+    """A store in memory that can be made to wait before it executes anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.on_their_way = self.at_most = 0
+
+    async def claim(self, batch: Batch) -> Verdict:
+        self.on_their_way += 1
+        self.at_most = max(self.at_most, self.on_their_way)
+        try:
+            await self.gate.wait()
+            return await super().claim(batch)
+        finally:
+            self.on_their_way -= 1
+
+
+def test_a_lost_counter_that_is_deleted_while_a_batch_is_on_its_way() -> None:
+    async def scenario() -> None:
+        store = Slow()
+        counters = Counters(store, Silence())
+        await counters.open()
+        await counters.put("seats", 10)
+        await counters.claim("seats")
+        del store._counters["seats"]
+        with pytest.raises(StateLost):
+            await counters.claim("seats")
+        store.gate.clear()
+        first = asyncio.create_task(counters.claim("seats"))
+        await asyncio.sleep(0.01)
+        store._deleted.add("seats")
+        await counters.check()
+        second = asyncio.create_task(counters.claim("seats"))
+        await asyncio.sleep(0.01)
+        store.gate.set()
+        answers = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [NoSuchCounter, NoSuchCounter]
+        assert store.at_most == 1
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_receipts_expire_well_after_any_repeat_can_come(victim: Victim, service: Callable[..., Service]) -> None:
+    if not isinstance(victim, RedisVictim):
+        pytest.skip("Redis only")
+    running = service(victim.url, "/readyz", limit=1_000)
+    Load(running, 200).join()
+    server = victim.server
+    source = (
+        "local t = {} for _, k in ipairs(redis.call('KEYS', '*:receipt:*')) do t[#t + 1] = redis.call('TTL', k) end"
+    )
+    shortest = server.command("EVAL", f'"{source} table.sort(t) return t[1] or -3"', "0")
+    longest = server.command("EVAL", f'"{source} table.sort(t) return t[#t] or -3"', "0")
+    assert 2 * RESEND_SECONDS < int(shortest[1:]) <= int(longest[1:]) <= RECEIPT_SECONDS
