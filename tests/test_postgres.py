@@ -88,6 +88,7 @@ def test_sixteen_at_once_install_the_schema_once(empty_postgres: PostgresServer)
     async def first_use() -> None:
         async with opened(empty_postgres.url) as store:
             await store.put("seats", 10)
+            assert store.trouble == ""
 
     async def scenario() -> None:
         await asyncio.gather(*(first_use() for _ in range(16)))
