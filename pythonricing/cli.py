@@ -1,4 +1,4 @@
-"""The command line: serve, status, reset."""
+"""The command line: serve, status, reset, schema."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from contextlib import ExitStack, contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -97,6 +98,12 @@ def reset(name: str, store: str | None) -> None:
             return f"{counter.name}: {counter.count} of {counter.limit}"
 
         click.echo(_with_store(settings, start_over))
+
+
+@main.command()
+def schema() -> None:
+    """Print the SQL that installs the PostgreSQL store's schema, for an administrator to run."""
+    click.echo(resources.files("pythonricing.stores").joinpath("schema.sql").read_text(), nl=False)
 
 
 def _fail(message: str) -> SystemExit:
