@@ -202,9 +202,9 @@ END $$;
 
 -- Create a counter, change its limit, or start it over.
 --
--- `how`: "change" keeps the count and "restart" sets it to 0, both an operator's word that ends the state of a lost
--- counter; "configure" is the settings' word, which leaves a lost counter lost. `outcome` is OK, MISSING or LOST;
--- `reply` is created (1 or 0), epoch, limit and count.
+-- `how`: "change" keeps the count (of a lost counter the highest that is known) and "restart" sets it to 0, both an
+-- operator's word that ends the state of a lost counter; "configure" is the settings' word, which leaves a lost counter
+-- lost. `outcome` is OK, MISSING or LOST; `reply` is created (1 or 0), epoch, limit and count.
 CREATE OR REPLACE PROCEDURE pythonricing.put(
   patience int,
   counter_name text,
@@ -236,7 +236,7 @@ BEGIN
   outcome := 'OK';
   IF created OR counter.lost IS NOT NULL OR how = 'restart' THEN
     UPDATE pythonricing.counter c
-      SET count = CASE WHEN created OR how = 'restart' THEN 0 ELSE c.count END,
+      SET count = CASE WHEN created OR how = 'restart' THEN 0 ELSE greatest(c.count, c.lost) END,
         "limit" = coalesce(new_limit, c."limit"), epoch = pythonricing.new_epoch(c.epoch),
         by_operator = how <> 'configure' OR coalesce(c.deleted_until > clock_timestamp(), false),
         lost = NULL, deleted_until = NULL
