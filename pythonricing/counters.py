@@ -375,7 +375,7 @@ class Counters:
                 self._journal.in_doubt(lane.name, len(claims))
                 raise StoreUnavailable("the store did not answer")
             if failures:
-                ceiling = min(0.02 * 2**failures, 1.0)
+                ceiling = min(0.02 * 2**failures, 0.1)  # the store's own link backs off further
                 await asyncio.sleep(random.uniform(ceiling / 2, ceiling))
             failures += 1
             await self._store.ready()
