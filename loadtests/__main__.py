@@ -17,9 +17,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from loadtests import report
-from loadtests.contenders import PEERS, SERVERS, Contender
+from loadtests.contenders import PEERS, SERVERS, Contender, ContenderError, Unavailable
 from loadtests.measure import SCENARIOS, Lab, Options, Results
-from loadtests.tools import TOOLS
+from loadtests.profile import ProfileError, profile
+from loadtests.tools import TOOLS, ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,6 +226,22 @@ def render(folder: Path) -> None:
     """Write the report of a results.json anew."""
     report.write(Results.from_json((folder / "results.json").read_text()), folder)
     click.echo(folder / "report.html")
+
+
+@main.command("profile")
+@click.option("--contender", type=Spelled(), default="granian+redis", show_default=True)
+@click.option("--tool", type=click.Choice(["wrk", "locust"]), default="wrk", show_default=True)
+@click.option("--seconds", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--connections", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("results/profile.svg"), show_default=True)
+def flame_graph(contender: Contender, tool: str, seconds: int, connections: int, output: Path) -> None:
+    """Draw a flame graph of one worker under load."""
+    if not TOOLS[tool].available():
+        raise click.ClickException(f"{tool} is not installed: it is in {TOOLS[tool].package}")
+    try:
+        click.echo(profile(contender.with_workers(1), TOOLS[tool], seconds, connections, output))
+    except (ProfileError, ContenderError, Unavailable, ToolError) as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _run(options: Options, seed: int | None, output: Path | None, asked_for: set[str]) -> None:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from pythonricing.counters import Counters
+    from pythonricing.counters import Answer, Counters
     from pythonricing.stores.base import Counter
 
 #: Bytes of a request's body, at most.
 MAX_BODY = 4096
+#: Refusals that are kept encoded.
+MAX_REFUSALS = 1024
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 KEY = re.compile(rb"[!-~]{1,255}")
@@ -207,6 +209,10 @@ class Endpoint:
 class Claim(Endpoint):
     """`GET /`, `POST /`, `POST /counters/{name}?n=1`: a claim. `HEAD /` is answered and counts nothing."""
 
+    def __init__(self, counters: Counters) -> None:
+        super().__init__(counters)
+        self._refusals: dict[tuple[str, int, int, int], bytes] = {}
+
     async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
             await respond(send, 200, b"", JSON, NO_STORE)
@@ -221,9 +227,20 @@ class Claim(Endpoint):
             elif header in (b"content-length", b"transfer-encoding") and value != b"0":
                 await read_body(scope, receive)
         answer = await self.counters.claim(name, size, key, partial(_left, receive))
-        if not answer.admitted:
-            raise halted(name, size, answer.request_count, answer.limit)
-        await respond(send, 200, _encode(Claimed(answer.request_count, answer.limit)), JSON, NO_STORE)
+        if answer.admitted:
+            await respond(send, 200, _encode(Claimed(answer.request_count, answer.limit)), JSON, NO_STORE)
+        else:
+            await respond(send, 429, self._refusal(name, size, answer), PROBLEM_JSON, NO_STORE)
+
+    def _refusal(self, name: str, size: int, answer: Answer) -> bytes:
+        """The body of a refusal, encoded once for as long as the same is refused: a sold-out sale is the busiest."""
+        key = (name, size, answer.request_count, answer.limit)
+        body = self._refusals.get(key)
+        if body is None:
+            if len(self._refusals) >= MAX_REFUSALS:
+                self._refusals.clear()
+            body = self._refusals[key] = _encode(halted(*key).body)
+        return body
 
 
 class Manage(Endpoint):

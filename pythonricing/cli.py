@@ -1,4 +1,4 @@
-"""The command line: serve, status, reset, watch."""
+"""The command line: serve, status, reset, watch, schema."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from contextlib import ExitStack, contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -113,6 +114,12 @@ def watch(url: str) -> None:
         raise _fail(str(error)) from None
     except KeyboardInterrupt:
         pass
+
+
+@main.command()
+def schema() -> None:
+    """Print the SQL that installs the PostgreSQL store's schema, for an administrator to run."""
+    click.echo(resources.files("pythonricing.stores").joinpath("schema.sql").read_text(), nl=False)
 
 
 def _fail(message: str) -> SystemExit:

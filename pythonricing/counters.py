@@ -13,7 +13,9 @@ import uuid
 from collections import deque
 from contextlib import asynccontextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from pythonricing.stores.base import (
     RECEIPT_SECONDS,
@@ -51,7 +53,7 @@ REFUSED_SECONDS = 0.1
 FORGET_SECONDS = TOMBSTONE_SECONDS / 7
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a claim got. Admitted: it owns the numbers `request_count - n + 1` to `request_count`."""
 
     admitted: bool
@@ -116,22 +118,14 @@ class Journals:
         return tell
 
 
-class _Claim:
-    __slots__ = ("deadline", "future", "key", "left", "size")
+class _Claim(msgspec.Struct):
+    """A claim that waits for its answer."""
 
-    def __init__(
-        self,
-        size: int,
-        key: str | None,
-        future: asyncio.Future[Answer],
-        deadline: float,
-        left: Callable[[], Awaitable[None]] | None,
-    ) -> None:
-        self.size = size
-        self.key = key
-        self.future = future
-        self.deadline = deadline
-        self.left = left
+    size: int
+    key: str | None
+    future: asyncio.Future[Answer]
+    deadline: float
+    left: Callable[[], Awaitable[None]] | None
 
 
 class _Lane:
@@ -416,7 +410,7 @@ class Counters:
                 self._journal.in_doubt(lane.name, len(claims))
                 raise StoreUnavailable("the store did not answer")
             if failures:
-                ceiling = min(0.02 * 2**failures, 1.0)
+                ceiling = min(0.02 * 2**failures, 0.1)  # the store's own link backs off further
                 await asyncio.sleep(random.uniform(ceiling / 2, ceiling))
             failures += 1
             await self._store.ready()

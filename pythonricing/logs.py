@@ -42,6 +42,8 @@ ATOMIC_WRITE = 4096
 MAX_BUFFERED = 1 << 20
 #: Lines of claims are written once there are so many, or after so many seconds.
 FULL, GATHER_SECONDS = 32, 0.01
+#: Seconds to which the times of claims' lines are exact.
+TICK = 0.001
 #: Counters whose lines are kept encoded.
 MAX_TEMPLATES = 1024
 #: Seconds that the last lines get when the process ends.
@@ -369,6 +371,9 @@ class ClaimLog:
         self._lines: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
         self._templates: dict[tuple[str, int, int], bytes] = {}
+        self._filled: dict[tuple[str, int, int], list[bytes]] = {}
+        self._stamp: tuple[bytes, ...] = ()
+        self._ticked = 0.0
         self._number = b"\0"  # no JSON has it
         self._refused = Throttle(lambda count: logger.bind(refused=count).warning("{} claims refused", count))
         self._unavailable = Throttle(
@@ -379,9 +384,8 @@ class ClaimLog:
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         if admitted and self._requests:
-            stamp = Stamp.of(datetime.now().astimezone())
             for size in {size for _, size in admitted}:
-                parts = self._parts(name, limit, size, stamp)
+                parts = self._parts(name, limit, size)
                 self._lines += [(b"%d" % number).join(parts) for number, claimed in admitted if claimed == size]
             if len(self._lines) >= FULL:
                 self._write()
@@ -434,14 +438,26 @@ class ClaimLog:
         for throttle in (self._refused, self._unavailable, self._failed):
             throttle.flush()
 
-    def _parts(self, name: str, limit: int, size: int, stamp: Stamp) -> list[bytes]:
-        """The line of an admitted claim, split where its number goes; a counter's line is encoded only once."""
-        template = self._templates.get((name, limit, size))
-        if template is None:
-            if len(self._templates) >= MAX_TEMPLATES:
-                self._templates.clear()
-            template = self._templates[name, limit, size] = self._template(name, limit, size)
-        return (template % tuple(str(value).encode() for value in stamp)).split(self._number)
+    def _parts(self, name: str, limit: int, size: int) -> list[bytes]:
+        """The line of an admitted claim, split where its number goes.
+
+        A counter's line is encoded once, and its times are filled in once for all claims within TICK seconds.
+        """
+        now = time.time()
+        if not 0 <= now - self._ticked < TICK:
+            self._ticked = now
+            stamp = Stamp.of(datetime.fromtimestamp(now).astimezone())
+            self._stamp = tuple(str(value).encode() for value in stamp)
+            self._filled.clear()
+        parts = self._filled.get((name, limit, size))
+        if parts is None:
+            template = self._templates.get((name, limit, size))
+            if template is None:
+                if len(self._templates) >= MAX_TEMPLATES:
+                    self._templates.clear()
+                template = self._templates[name, limit, size] = self._template(name, limit, size)
+            parts = self._filled[name, limit, size] = (template % self._stamp).split(self._number)
+        return parts
 
     def _template(self, name: str, limit: int, size: int) -> bytes:
         # No name, path or time of ours has these digits: they mark where the numbers and times of a line go.

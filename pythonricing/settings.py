@@ -20,8 +20,8 @@ Limit = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 
 def without_password(url: str) -> str:
-    """The URL as a log may show it: a user and password are replaced by `***`."""
-    return re.sub(r"//[^/]*@", "//***@", url)
+    """The URL as a log may show it: a user and password are replaced by `***`, in a query too."""
+    return re.sub(r"([?&]\w*password=)[^&]*", r"\1***", re.sub(r"//[^/]*@", "//***@", url))
 
 
 class SettingsError(ValueError):

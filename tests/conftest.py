@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import RedisServer, Service
+from tests.support import PostgresServer, RedisServer, Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +25,20 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def empty_valkey(valkey: RedisServer) -> RedisServer:
     valkey.command("FLUSHALL")
     return valkey
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL for tests that don't harm it; each empties it first through `empty_postgres`."""
+    server = PostgresServer(fsync="off", max_connections=200).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def empty_postgres(postgres: PostgresServer) -> PostgresServer:
+    postgres.sql("DROP SCHEMA IF EXISTS pythonricing CASCADE", "SELECT")
+    return postgres
 
 
 @pytest.fixture

@@ -13,16 +13,18 @@ from tests.support import hammer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support import RedisServer, Service
+    from tests.support import Service
 
 
+@pytest.mark.parametrize("store", ["empty_valkey", "empty_postgres"])
 @pytest.mark.parametrize("server", ["granian", "uvicorn"])
 @pytest.mark.parametrize("sizes", [(1,), (1, 2, 3, 5, 8)], ids=["singles", "mixed"])
 def test_sixteen_workers_admit_exactly_the_limit(
-    server: str, sizes: tuple[int, ...], empty_valkey: RedisServer, service: Callable[..., Service]
+    server: str, sizes: tuple[int, ...], store: str, request: pytest.FixtureRequest, service: Callable[..., Service]
 ) -> None:
     limit = 5_000
-    running = service(empty_valkey.url, command=server, workers=16, limit=limit, request_log="on", wait_for="/readyz")
+    url = request.getfixturevalue(store).url
+    running = service(url, command=server, workers=16, limit=limit, request_log="on", wait_for="/readyz")
     history = asyncio.run(hammer(running.port, 64, islice(cycle(sizes), 20_000)))
     assert set(history.statuses()) == {200, 429}
     assert history.owned() == list(range(1, limit + 1))

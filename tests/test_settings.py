@@ -76,3 +76,5 @@ def test_passwords_are_not_shown() -> None:
         Settings.from_environ({"PYTHONRICING_STORE": "mysql://user:s3cret@db/x"})
     assert without_password("redis://:p@ss@host/0") == "redis://***@host/0"
     assert without_password("unix:///run/valkey.sock") == "unix:///run/valkey.sock"
+    shown = "postgresql:///db?user=me&password=***&host=/run&sslpassword=***"
+    assert without_password(shown.replace("***", "s3cret")) == shown

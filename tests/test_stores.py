@@ -15,7 +15,7 @@ from pythonricing.counters import Answer, Counters, KeyReused
 from pythonricing.settings import MAX_COUNT
 from pythonricing.stores import create_store
 from pythonricing.stores.base import Batch, NoSuchCounter, Replay, Seen, StateLost, StoreRejected, Verdict
-from tests.support import RedisServer, Silence, redis_programs
+from tests.support import PostgresServer, RedisServer, Silence, postgres_programs, redis_programs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@pytest.fixture(scope="module", params=["memory", *redis_programs()])
+@pytest.fixture(scope="module", params=["memory", *redis_programs(), *postgres_programs()])
 def store_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of each store in turn."""
     if request.param == "memory":
         yield "memory://"
         return
-    server = RedisServer(tmp_path_factory.mktemp("store"), request.param, "--appendfsync", "no").start()
+    server: RedisServer | PostgresServer
+    if request.param in postgres_programs():
+        server = PostgresServer(request.param, fsync="off").start()
+    else:
+        server = RedisServer(tmp_path_factory.mktemp("store"), request.param, "--appendfsync", "no").start()
     yield server.url
     server.stop()
 

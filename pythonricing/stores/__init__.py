@@ -24,5 +24,12 @@ def create_store(url: str, timeout: float) -> Store:
             from pythonricing.stores.redis import RedisStore
 
             return RedisStore(url, timeout)
+        case "postgresql":
+            try:
+                from pythonricing.stores.postgres import PostgresStore
+            except ImportError:
+                raise StoreURLError("PostgreSQL needs its driver: pip install 'pythonricing[postgres]'") from None
+
+            return PostgresStore(url, timeout)
         case scheme:
             raise StoreURLError(f"no store is known for {scheme}://")

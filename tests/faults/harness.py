@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Protocol
 
-from tests.support import PATIENCE, History, RedisServer, hammer, wait_until
+from tests.support import PATIENCE, History, PostgresServer, RedisServer, hammer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -110,8 +110,56 @@ class RedisVictim:
         self.server.stop()
 
 
+class PostgresVictim:
+    """PostgreSQL, which flushes its log before every commit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.server = PostgresServer()
+        self.url = self.server.url
+        self._copy = self.server.folder / "copy"
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    def start(self) -> None:
+        self.server.start()
+
+    def kill(self) -> None:
+        self.server.kill()
+
+    def pause(self) -> None:
+        self.server.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.server.signal(signal.SIGCONT)
+
+    def drop_connections(self) -> None:
+        self.server.terminate_backends()
+
+    def wipe(self) -> None:
+        self.server.sql("DROP SCHEMA pythonricing CASCADE", "SELECT")
+
+    def backup(self) -> None:
+        self.server.kill()
+        self.server.copy(self.server.data, self._copy)
+        self.server.start()
+
+    def restore(self) -> None:
+        self.server.kill()
+        shutil.rmtree(self.server.data)
+        self.server.copy(self._copy, self.server.data)
+        self.server.start()
+
+    def proxied(self, proxy: Proxy) -> str:
+        return f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
+
+    def stop(self) -> None:
+        self.server.stop()
+
+
 #: The stores that the suite attacks.
-VICTIMS: dict[str, Callable[[Path], Victim]] = {"redis": RedisVictim}
+VICTIMS: dict[str, Callable[[Path], Victim]] = {"redis": RedisVictim, "postgres": PostgresVictim}
 
 
 class Load:

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
 
 def test_connections_closed_every_50_ms_go_unnoticed(victim: Victim, service: Callable[..., Service]) -> None:
-    claims, limit = 50_000, 40_000
+    claims, limit = (50_000, 40_000) if isinstance(victim, RedisVictim) else (20_000, 16_000)
     running = service(victim.url, "/readyz", limit=limit, store_timeout=20)
     load = Load(running, claims)
-    with every(0.05, victim.drop_connections) as times:
+
+    def drop() -> None:
+        done = load.done
+        victim.drop_connections()
+        # A machine may be too slow to connect and claim in 50 ms.
+        wait_until(lambda: load.done > done or not load.running, "a claim to be answered")
+
+    with every(0.05, drop) as times:
         history = load.join()
     assert len(times) > 20
     assert load.done == claims

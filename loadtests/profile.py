@@ -1,0 +1,63 @@
+"""Where a worker's time goes: a flame graph of one worker under load, by py-spy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from loadtests import tools
+from loadtests.contenders import UNLIMITED, Contender, Running
+
+if TYPE_CHECKING:
+    from loadtests.tools import Tool
+
+
+class ProfileError(Exception):
+    """No profile could be made. Its text is one line."""
+
+
+def profile(contender: Contender, tool: Tool, seconds: int, connections: int, output: Path) -> Path:
+    """Load one worker with `tool` for some seconds and draw where its time went. Returns the SVG.
+
+    Raises ProfileError, and what starting a contender or a tool raises.
+    """
+    spy = Path(sys.executable).with_name("py-spy")
+    program = str(spy) if spy.exists() else shutil.which("py-spy")
+    if program is None:
+        raise ProfileError("py-spy is not installed: make test installs it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with Running(contender, UNLIMITED) as running:
+        load = tools.Load(connections=connections, requests=10_000_000, seconds=seconds + 2)
+        worker = _worker(running.pid)
+        generator = threading.Thread(target=tools.run, args=(tool, f"{running.url}/", load))
+        generator.start()
+        try:
+            done = subprocess.run(
+                [
+                    *(program, "record", "--pid", str(worker), "--duration", str(seconds), "--rate", "500"),
+                    *("--threads", "--native", "--output", str(output)),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "RUST_LOG": "error"},
+            )
+        finally:
+            generator.join()
+    if done.returncode != 0 or not output.exists():
+        words = (done.stderr or done.stdout).strip().splitlines()
+        raise ProfileError(f"py-spy could not look into the worker: {words[-1] if words else 'it said nothing'}")
+    return output
+
+
+def _worker(pid: int) -> int:
+    """The worker: the youngest process of a server with one worker."""
+    server = psutil.Process(pid)
+    return max(server.children(recursive=True) or [server], key=psutil.Process.create_time).pid
