@@ -42,7 +42,7 @@ lock:  ## resolve the dependencies anew; needs uv
 	uv pip compile --upgrade --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
 		--all-extras pyproject.toml --output-file requirements/dev.lock
 	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
-		--extra embedded --constraint requirements/dev.lock pyproject.toml --output-file requirements/serve.lock
+		--extra embedded --extra watch --constraint requirements/dev.lock pyproject.toml --output-file requirements/serve.lock
 	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \
 		--constraint requirements/dev.lock pyproject.toml --output-file requirements/image.lock
 	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \

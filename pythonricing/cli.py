@@ -106,8 +106,10 @@ def reset(name: str, store: str | None) -> None:
 @click.argument("url", default="http://127.0.0.1:8080")
 def watch(url: str) -> None:
     """Watch the counters of the service at URL as they move, until Ctrl-C."""
-    from pythonricing import terminal
-
+    try:
+        from pythonricing import terminal
+    except ImportError:
+        raise _fail("watching in a terminal needs rich: pip install 'pythonricing[watch]'") from None
     try:
         terminal.watch(url)
     except (terminal.NoEvents, ValueError) as error:

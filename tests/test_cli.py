@@ -197,3 +197,10 @@ def test_memory_counts_within_one_worker(service: Callable[..., Service]) -> Non
     running = service("memory://", command="serve", workers=1, limit=3)
     assert [running.get("/")[0] for _ in range(5)] == [200, 200, 200, 429, 429]
     assert json.loads(running.output.read_text().splitlines()[0])["record"]["extra"]["store"] == "memory://"
+
+
+def test_watching_without_rich_says_what_to_install() -> None:
+    code = "import sys; sys.modules['rich.console'] = None; from pythonricing.cli import main; main(['watch'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install 'pythonricing[watch]'" in done.stderr
