@@ -26,7 +26,7 @@ ln -s "$site/pythonricing/granian-log.json" "$root/etc/pythonricing/"
 # codecs that neither HTTP nor a store speaks. Anything that the service imports is tried at the end of this script.
 cd "$root$stdlib"
 rm -rf __phello__ _pyrepl config-* curses dbm ensurepip idlelib lib2to3 pydoc_data sqlite3 test tkinter turtledemo \
-    unittest venv wsgiref xml xmlrpc
+    unittest venv xml xmlrpc
 rm -f EXTERNALLY-MANAGED LICENSE.txt __hello__.py _pydecimal.py antigravity.py doctest.py pdb.py pydoc.py \
     sitecustomize.py this.py turtle.py
 rm -f lib-dynload/{_codecs_,_ctypes_test,_curses,_dbm,_sqlite3,_test,_xxtest,readline,xx}*
@@ -77,7 +77,7 @@ python3 -m compileall -q --invalidation-mode unchecked-hash -s "$root" -p / "$ro
 # What the service loads must be there, in the root it will have.
 chroot "$root" /usr/bin/python3 -B -I -c '
 import asyncio, sys
-import granian.cli, granian.server, hiredis, redis.asyncio, ssl, uvloop
+import granian.cli, granian.server, hiredis, prometheus_client.multiprocess, redis.asyncio, ssl, uvloop
 import pythonricing.app, pythonricing.cli
 asyncio.run(asyncio.sleep(0), loop_factory=uvloop.new_event_loop)
 '
