@@ -84,8 +84,10 @@ def attack(service: Service, data: bytes, *, close: bool = False) -> list[int]:
     answers = exchange(service.port, data, close=close)
     statuses = [status for status, _ in answers]
     assert not [status for status in statuses if status >= 500], (data[:300], answers)
+    # A server may take an odd request for a claim, and then find that the client has left before the answer.
+    left = not answers and close and data.startswith((b"GET / HTTP/1.1", b"POST / HTTP/1.1"))
     if 200 not in statuses:
-        assert count(service) == before, (data[:300], answers)
+        assert count(service) in (before, before + left), (data[:300], answers)
     return statuses
 
 
