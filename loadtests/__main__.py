@@ -201,7 +201,7 @@ def compare(
         limit=limit,
         **{name: value for name, value in given.items() if value is not None},
     )
-    _run(options, seed, output, asked_for=set(tools))
+    _run(options, seed, output, asked_for={*tools, *(contender.name for contender in contenders)})
 
 
 @main.command()
@@ -258,6 +258,8 @@ def _run(options: Options, seed: int | None, output: Path | None, asked_for: set
     lab.results.errors += [line for name, line in zip(missing, lines, strict=True) if name in asked_for]
     with screen.live:
         results = lab.run()
+    skipped = [line for line in results.skipped if line.partition(": ")[0] in asked_for]
+    results.errors += [line for line in skipped if line not in results.errors]
     report.write(results, folder)
     _print_summary(screen.console, results)
     click.echo(folder / "report.html")

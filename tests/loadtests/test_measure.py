@@ -165,6 +165,7 @@ def test_a_missing_store_skips_its_contenders(tmp_path):
     process = compare(tmp_path, *words, PYTHONPATH=_without(tmp_path, "asyncpg"))
     _, said = process.communicate(timeout=120)
     assert "skipped granian+postgresql: " in said
+    assert process.returncode == 1  # because it was asked for
     assert {run["contender"] for run in results(tmp_path)["runs"]} <= {"constant+granian x1"}
 
 
