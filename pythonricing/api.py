@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -187,7 +188,7 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-class Endpoint:
+class Endpoint(ABC):
     """An ASGI endpoint that answers what it raises."""
 
     def __init__(self, counters: Counters) -> None:
@@ -202,8 +203,9 @@ class Endpoint:
         except Exception as error:
             await explain(error, name).send(send)
 
+    @abstractmethod
     async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
+        """Answer a request; what it raises becomes a problem. Raises Problem and what the heart raises."""
 
 
 class Claim(Endpoint):
