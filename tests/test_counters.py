@@ -14,7 +14,7 @@ from pythonricing.stores.memory import MemoryStore
 from tests.support import Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
 
 class Recorder(Silence):
@@ -49,9 +49,9 @@ def test_claims_of_one_tick_travel_together_and_later_ones_in_the_next_batch() -
         counters = Counters(store, Silence())
         await counters.open()
         store.open_gate.clear()
-        first = [asyncio.create_task(counters.claim("default")) for _ in range(5)]
+        first = [asyncio.ensure_future(counters.claim("default")) for _ in range(5)]
         await asyncio.sleep(0.01)
-        later = [asyncio.create_task(counters.claim("default", 2)) for _ in range(3)]
+        later = [asyncio.ensure_future(counters.claim("default", 2)) for _ in range(3)]
         await asyncio.sleep(0.01)
         assert store.batches == [[1] * 5]
         store.open_gate.set()
@@ -158,7 +158,7 @@ def test_a_claim_that_waited_too_long_behind_a_batch_is_never_sent() -> None:
         store.open_gate.clear()
         results = await asyncio.gather(
             *(counters.claim("default") for _ in range(2)),
-            delayed(0.02, counters.claim("default", 5)),
+            delayed(0.02, lambda: counters.claim("default", 5)),
             return_exceptions=True,
         )
         assert all(isinstance(result, StoreUnavailable) for result in results)
@@ -170,9 +170,9 @@ def test_a_claim_that_waited_too_long_behind_a_batch_is_never_sent() -> None:
     asyncio.run(scenario())
 
 
-async def delayed(seconds: float, claim: Coroutine[Any, Any, Answer]) -> Answer:
+async def delayed(seconds: float, claim: Callable[[], Awaitable[Answer]]) -> Answer:
     await asyncio.sleep(seconds)
-    return await claim
+    return await claim()
 
 
 def test_a_client_that_left_is_an_orphan() -> None:
@@ -181,7 +181,7 @@ def test_a_client_that_left_is_an_orphan() -> None:
         counters = Counters(store, journal)
         await counters.open()
         store.open_gate.clear()
-        task = asyncio.create_task(counters.claim("default"))
+        task = asyncio.ensure_future(counters.claim("default"))
         await asyncio.sleep(0.01)
         task.cancel()
         store.open_gate.set()
@@ -198,7 +198,7 @@ def test_more_claims_than_a_worker_holds_are_turned_away_at_once() -> None:
         counters = Counters(store, Silence(), max_waiting=10)
         await counters.open()
         store.open_gate.clear()
-        held = [asyncio.create_task(counters.claim("default")) for _ in range(10)]
+        held = [asyncio.ensure_future(counters.claim("default")) for _ in range(10)]
         await asyncio.sleep(0.01)
         with pytest.raises(Overloaded):
             await counters.claim("default")
@@ -262,7 +262,7 @@ def test_closing_answers_the_claims_on_their_way() -> None:
         counters = Counters(store, Silence())
         await counters.open()
         store.open_gate.clear()
-        task = asyncio.create_task(counters.claim("default"))
+        task = asyncio.ensure_future(counters.claim("default"))
         await asyncio.sleep(0.01)
         asyncio.get_running_loop().call_later(0.05, store.open_gate.set)
         await counters.close()
