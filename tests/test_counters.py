@@ -175,6 +175,50 @@ async def delayed(seconds: float, claim: Callable[[], Awaitable[Answer]]) -> Ans
     return await claim()
 
 
+class Distant(Gate):
+    """A store whose answers take some ticks of the loop."""
+
+    async def claim(self, batch: Batch) -> Verdict:
+        verdict = await super().claim(batch)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return verdict
+
+
+def test_a_batch_gives_way_to_the_claims_that_the_last_answers_have_set_free() -> None:
+    async def scenario() -> None:
+        store = Distant()
+        counters = Counters(store, Silence(), limit=10**6)
+        await counters.open()
+
+        async def client(claims: int, pause: int) -> None:
+            for _ in range(claims):
+                assert (await counters.claim("default")).admitted
+                for _ in range(pause):  # the way of the answer and of the next request, in ticks of the loop
+                    await asyncio.sleep(0)
+
+        await asyncio.gather(*(client(50, pause=1 + number % 2) for number in range(12)))
+        assert max(len(sizes) for sizes in store.batches[20:]) >= 9
+        assert len(store.batches) < 12 * 50 / 7
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_lone_claim_waits_for_nobody_once_the_others_have_gone() -> None:
+    async def scenario() -> None:
+        store = Gate()
+        counters = Counters(store, Silence(), limit=10**6)
+        await counters.open()
+        await asyncio.gather(*(counters.claim("default") for _ in range(12)))
+        for _ in range(3):
+            assert (await counters.claim("default")).admitted
+        assert store.batches == [[1] * 12, [1], [1], [1]]
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_client_that_left_is_an_orphan() -> None:
     async def scenario() -> None:
         store, journal = Gate(), Recorder()
