@@ -175,6 +175,29 @@ async def delayed(seconds: float, claim: Callable[[], Awaitable[Answer]]) -> Ans
     return await claim()
 
 
+def test_the_settings_limit_is_set_once_the_store_takes_it() -> None:
+    class Unsettled(Gate):
+        """A store that is lost at the first two attempts to configure it."""
+
+        attempts = 0
+
+        async def configure(self, name: str, limit: int) -> None:
+            self.attempts += 1
+            if self.attempts < 3:
+                raise StoreUnavailable("the connection was lost")
+            await super().configure(name, limit)
+
+    async def scenario() -> None:
+        store = Unsettled()
+        counters = Counters(store, Silence(), limit=7)
+        await counters.open()
+        assert (await counters.claim("default")).limit == 7
+        assert store.attempts == 3
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
 class Distant(Gate):
     """A store whose answers take some ticks of the loop."""
 
