@@ -15,7 +15,15 @@ from pythonricing.counters import Answer, Counters, KeyReused
 from pythonricing.settings import MAX_COUNT
 from pythonricing.stores import create_store
 from pythonricing.stores.base import Batch, NoSuchCounter, Replay, Seen, StateLost, StoreRejected, Verdict
-from tests.support import PostgresServer, RedisServer, Silence, postgres_programs, redis_programs
+from tests.support import (
+    ClusterServers,
+    PostgresServer,
+    RedisServer,
+    SentinelServers,
+    Silence,
+    postgres_programs,
+    redis_programs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
@@ -25,14 +33,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@pytest.fixture(scope="module", params=["memory", *redis_programs(), *postgres_programs()])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "memory",
+        *redis_programs(),
+        *(f"{kind} {program}" for kind in ("sentinel", "cluster") for program in redis_programs()),
+        *postgres_programs(),
+    ],
+    ids=str,
+)
 def store_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of each store in turn."""
     if request.param == "memory":
         yield "memory://"
         return
-    server: RedisServer | PostgresServer
-    if request.param in postgres_programs():
+    server: RedisServer | PostgresServer | SentinelServers | ClusterServers
+    kind, _, program = request.param.partition(" ")
+    if kind == "sentinel":
+        server = SentinelServers(tmp_path_factory.mktemp("store"), "--appendfsync", "no", program=program).start()
+    elif kind == "cluster":
+        server = ClusterServers(tmp_path_factory.mktemp("store"), "--appendfsync", "no", program=program).start()
+    elif request.param in postgres_programs():
         server = PostgresServer(request.param, fsync="off").start()
     else:
         server = RedisServer(tmp_path_factory.mktemp("store"), request.param, "--appendfsync", "no").start()
@@ -46,10 +68,15 @@ class Opened:
     def __init__(self, url: str) -> None:
         self.loop = asyncio.new_event_loop()
         self.name = f"test-{uuid.uuid4().hex}"
-        self.store: Store = create_store(url, 10.0)
+        # Sentinels' server has a replica, so it may confirm everything.
+        self.store: Store = create_store(url, 10.0, replicas=1 if "+sentinel" in url else 0)
         self.run(self.store.open())
-        self.run(self.store.ready())
+        self.run(self.connect())
         self.sequence = 0
+
+    async def connect(self) -> None:
+        for number in range(64):  # whatever shard they are on
+            await self.store.ready(str(number))
 
     def run(self, awaitable: Awaitable[T]) -> T:
         async def wait() -> T:
