@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = "halt") -> Store:
     """The store behind `url`; `timeout` is the seconds for which a claim waits for it.
 
-    `replicas` is how many of a Redis or Valkey must confirm what is changed, 0 for other stores; `on_loss` is the setting of that name.
+    `replicas` is how many of a Redis or Valkey must confirm a change, 0 for other stores; `on_loss` is that setting.
     Raises StoreURLError for a URL that can't be used and for a driver that isn't installed.
     """
     match url.partition("://")[0]:
