@@ -172,9 +172,10 @@ class SentinelServer(RedisServer):
 
     def start(self) -> SentinelServer:
         super().start()
-        # Look more often than in production, and don't take a busy machine for a broken clock.
+        # Look more often than in production: several times in `down_after`, or a master that was just promoted looks
+        # dead before it is asked for the first time. And don't take a busy machine for a broken clock.
         self.run(
-            *("SENTINEL", "DEBUG", "INFO-PERIOD", 500, "PUBLISH-PERIOD", 500, "ASK-PERIOD", 200),
+            *("SENTINEL", "DEBUG", "PING-PERIOD", 100, "INFO-PERIOD", 500, "PUBLISH-PERIOD", 500, "ASK-PERIOD", 200),
             *("TILT-TRIGGER", 10_000, "TILT-PERIOD", 1_000),
         )
         return self
@@ -193,7 +194,7 @@ class SentinelServers:
         *options: str,
         replicas: int = 1,
         sentinels: int = 3,
-        down_after: float = 0.5,
+        down_after: float = 1.0,
         program: str | None = None,
         door: Callable[[int], int] = lambda port: port,
     ) -> None:
@@ -696,12 +697,13 @@ class Client:
 
 @dataclass
 class Call:
-    """One claim as its client saw it; `status` is 0 if no answer came."""
+    """One claim as its client saw it; `status` is 0 if no answer came, `at` is the monotonic time of its end."""
 
     n: int
     status: int
     body: Any
     key: str | None = None
+    at: float = field(default_factory=time.monotonic)
 
     @property
     def numbers(self) -> Iterable[int]:
@@ -752,12 +754,13 @@ async def hammer(
     *,
     retry: Collection[int] = (),
     pace: float = 0.0,
+    rest: float = 0.0,
     history: History | None = None,
 ) -> History:
     """Send a claim of each size in `claims` from as many keep-alive clients, as fast as they are answered.
 
     With `keys`, each claim has an idempotency key; an answer whose status is in `retry` (0: none came) is then asked
-    for again with it. After any answer but 200, a client waits for `pace` seconds.
+    for again with it. A client waits for `rest` seconds after any answer, and for `pace` after any but 200.
     """
     history = History() if history is None else history
     sizes = iter(claims)
@@ -775,6 +778,8 @@ async def hammer(
                 history.calls.append(Call(n, status, body, key))
                 if status != 200 and pace:
                     await asyncio.sleep(pace)
+                if rest:
+                    await asyncio.sleep(rest)
                 if key is None or status not in retry:
                     break
         client.close()
