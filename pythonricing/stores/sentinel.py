@@ -37,15 +37,23 @@ class Sentinels(Sentinel):
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """Address of the master. Raises MasterNotFoundError."""
         answers = await asyncio.gather(
-            *(sentinel.sentinel_master(service_name) for sentinel in self.sentinels), return_exceptions=True
+            *(self._ask(sentinel, service_name) for sentinel in self.sentinels), return_exceptions=True
         )
-        states = [answer for answer in answers if isinstance(answer, dict)]
-        healthy = [state for state in states if self.check_master_state(state, service_name)]
-        if not healthy:
-            reason = "they call it down" if states else "; ".join(sorted({str(answer) for answer in answers}))
-            raise MasterNotFoundError(f"no Sentinel names a master for {service_name}: {reason}")
-        newest = max(healthy, key=lambda state: int(state["config-epoch"]))
-        return newest["ip"], int(newest["port"])
+        named = [answer for answer in answers if isinstance(answer, tuple)]
+        if not named:
+            reasons = "; ".join(sorted({str(answer) for answer in answers}))
+            raise MasterNotFoundError(f"no Sentinel names a master for {service_name}: {reasons}")
+        return max(named, key=lambda answer: answer[0])[1]
+
+    async def _ask(self, sentinel: Any, service_name: str) -> tuple[int, tuple[str, int]]:
+        """The configuration epoch that a Sentinel knows and its master. Raises RedisError, also if that is down."""
+        state = await sentinel.sentinel_master(service_name)
+        address = await sentinel.sentinel_get_master_addr_by_name(service_name)
+        # A new master is named as soon as it is one; the state is that of the old one until all replicas follow.
+        promoted = address != (state["ip"], state["port"])
+        if address is None or not (promoted or self.check_master_state(state, service_name)):
+            raise MasterNotFoundError(f"{state['ip']}:{state['port']} is down")
+        return int(state["config-epoch"]), address
 
 
 class SentinelStore(RedisStore):
@@ -86,6 +94,7 @@ class SentinelStore(RedisStore):
             "username": own.get("sentinel_username"),
             "password": own.get("sentinel_password"),
             "protocol": 2,
+            "decode_responses": True,
             "client_name": options["client_name"],
             **({"ssl": True} if scheme == "rediss" else {}),
             **{name: value for name, value in options.items() if name.startswith("ssl_")},
