@@ -158,14 +158,23 @@ class RedisServer:
 class SentinelServer(RedisServer):
     """A Sentinel that watches one master, called `service`."""
 
-    def __init__(self, folder: Path, master: int, *, quorum: int, down_after: float, program: str | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        master: int,
+        *,
+        quorum: int,
+        down_after: float,
+        failover_timeout: float,
+        program: str | None,
+    ) -> None:
         super().__init__(folder, program)
         config = folder / "sentinel.conf"
         config.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {folder}\nlogfile {folder / 'sentinel.log'}\n"
             f"sentinel monitor service 127.0.0.1 {master} {quorum}\n"
             f"sentinel down-after-milliseconds service {down_after * 1000:.0f}\n"
-            f"sentinel failover-timeout service {down_after * 6000:.0f}\n"
+            f"sentinel failover-timeout service {failover_timeout * 1000:.0f}\n"
             "sentinel parallel-syncs service 8\n"
         )
         self._command = [program or str(get_binary_path()), str(config), "--sentinel"]
@@ -175,7 +184,7 @@ class SentinelServer(RedisServer):
         # Look more often than in production: several times in `down_after`, or a master that was just promoted looks
         # dead before it is asked for the first time. And don't take a busy machine for a broken clock.
         self.run(
-            *("SENTINEL", "DEBUG", "PING-PERIOD", 100, "INFO-PERIOD", 500, "PUBLISH-PERIOD", 500, "ASK-PERIOD", 200),
+            *("SENTINEL", "DEBUG", "PING-PERIOD", 400, "INFO-PERIOD", 500, "PUBLISH-PERIOD", 500, "ASK-PERIOD", 200),
             *("TILT-TRIGGER", 10_000, "TILT-PERIOD", 1_000),
         )
         return self
@@ -184,8 +193,9 @@ class SentinelServer(RedisServer):
 class SentinelServers:
     """One master, its replicas, and the Sentinels that promote a replica if a majority of them misses the master.
 
-    `options` are the data servers'. `down_after` is how many seconds without an answer a Sentinel waits. `door` gives
-    the port at which everybody else knows a data server, for instance a proxy's.
+    `options` are the data servers'. A Sentinel waits `down_after` seconds for an answer, and tries a failover again
+    after twice `failover_timeout`. `door` gives the port at which everybody else knows a data server, such as a
+    proxy's.
     """
 
     def __init__(
@@ -195,6 +205,7 @@ class SentinelServers:
         replicas: int = 1,
         sentinels: int = 3,
         down_after: float = 1.0,
+        failover_timeout: float = 2.0,
         program: str | None = None,
         door: Callable[[int], int] = lambda port: port,
     ) -> None:
@@ -219,6 +230,7 @@ class SentinelServers:
                 *(folder / f"sentinel-{number}", master),
                 quorum=sentinels // 2 + 1,
                 down_after=down_after,
+                failover_timeout=failover_timeout,
                 program=program,
             )
             for number in range(sentinels)

@@ -18,7 +18,6 @@ from tests.faults.proxy import Proxy
 from tests.support import ClusterServers, History, SentinelServers, Service, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support import RedisServer
