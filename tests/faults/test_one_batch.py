@@ -51,11 +51,11 @@ def test_a_lost_counter_that_is_deleted_while_a_batch_is_on_its_way() -> None:
         with pytest.raises(StateLost):
             await counters.claim("seats")
         store.gate.clear()
-        first = asyncio.create_task(counters.claim("seats"))
+        first = asyncio.ensure_future(counters.claim("seats"))
         await asyncio.sleep(0.01)
         store._deleted.add("seats")
         await counters.check()
-        second = asyncio.create_task(counters.claim("seats"))
+        second = asyncio.ensure_future(counters.claim("seats"))
         await asyncio.sleep(0.01)
         store.gate.set()
         answers = await asyncio.gather(first, second, return_exceptions=True)
