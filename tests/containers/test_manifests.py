@@ -46,11 +46,16 @@ def resolve(folder: Path) -> list[Manifest]:
     """What `kubectl kustomize` prints, as far as the files here go: resources, patches and images."""
     (kustomization,) = read(folder / "kustomization.yaml")
     known = {"apiVersion", "kind", "namespace", "labels", "resources", "patches", "images"}
+    known |= {"configMapGenerator", "generatorOptions"}
     assert set(kustomization) <= known, "the tests don't know how to resolve this"
     manifests: list[Manifest] = []
     for name in kustomization["resources"]:
         path = folder / name
         manifests += resolve(path) if path.is_dir() else read(path)
+    for entry in kustomization.get("configMapGenerator", []):
+        assert kustomization["generatorOptions"] == {"disableNameSuffixHash": True}
+        data = {name: (folder / name).read_text() for name in entry["files"]}
+        manifests.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": entry["name"]}, "data": data})
     for entry in kustomization.get("patches", []):
         for patch in read(folder / entry["path"]):
             targets = [index for index, each in enumerate(manifests) if identity(each) == identity(patch)]
@@ -71,7 +76,7 @@ def identity(manifest: Manifest) -> tuple[str, str, str]:
 def pod_spec(manifest: Manifest) -> Manifest | None:
     if manifest["kind"] == "Pod":
         return manifest["spec"]
-    return manifest["spec"]["template"]["spec"] if manifest["kind"] in ("Deployment", "StatefulSet") else None
+    return manifest["spec"]["template"]["spec"] if manifest["kind"] in ("Deployment", "StatefulSet", "Job") else None
 
 
 def containers(manifest: Manifest) -> list[Manifest]:

@@ -1,0 +1,301 @@
+"""The stores of several nodes, played from their manifests: nodes die, come back elsewhere, and no count goes back."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.containers.machines import Machines, Pod
+from tests.containers.test_manifests import DEPLOY, SETS, Manifest, by_kind, containers
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Machines]:
+    if not (shutil.which("valkey-cli") or shutil.which("redis-cli")):
+        pytest.skip("neither valkey-cli nor redis-cli is installed")
+    tried = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "--net", "ip", "link", "add", "bridge", "type", "bridge"],
+        capture_output=True,
+        check=False,
+    )
+    if tried.returncode:
+        pytest.skip(f"no network namespaces here: {tried.stderr.decode().strip()}")
+    with Machines(tmp_path) as made:
+        yield made
+
+
+def stateful_set(overlay: str, name: str) -> Manifest:
+    (found,) = [each for each in by_kind(SETS[f"deploy/overlays/{overlay}"], "StatefulSet") if each["metadata"]["name"] == name]
+    return found
+
+
+def wait_until_ready(*pods: Pod) -> None:
+    for pod in pods:
+        wait_until(pod.is_ready, f"{pod.name} to be ready: {pod.log.read_text()[-2000:]}")
+
+
+def masters(pods: list[Pod]) -> list[Pod]:
+    return [pod for pod in pods if pod.address and pod.ask("role")[:1] == ["master"]]
+
+
+class Counter:
+    """A number that only goes up, each time on the master and at least one replica."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def count(self, master: Pod) -> None:
+        self.value += 1
+        written = wait_until(lambda: master.ask("set", "number", str(self.value)), "the master to answer")
+        assert written == ["OK"]
+
+    def is_on(self, pod: Pod) -> bool:
+        return pod.ask("get", "number") == [str(self.value)]
+
+
+class Sentinels:
+    def __init__(self, machines: Machines) -> None:
+        scripts = DEPLOY / "overlays" / "sentinel"
+        self.pods = machines.play(stateful_set("sentinel", "pythonricing-sentinel"), scripts)
+        self.stores = machines.play(stateful_set("sentinel", "pythonricing-store"), scripts)
+        wait_until_ready(*self.pods, *self.stores)
+        wait_until(lambda: all(map(self.knows_all, self.pods)), "the Sentinels to know all")
+
+    @staticmethod
+    def knows_all(sentinel: Pod) -> bool:
+        lines = sentinel.ask("sentinel", "master", "counters")
+        known = dict(zip(lines[::2], lines[1::2], strict=False))
+        return (known.get("num-slaves"), known.get("num-other-sentinels")) == ("2", "2")
+
+    def named(self) -> Pod | None:
+        """The store that all Sentinels name as the master."""
+        answers = {(each.ask("sentinel", "get-master-addr-by-name", "counters") or [""])[0] for each in self.pods if each.address}
+        return next((store for store in self.stores if {store.host} == answers), None)
+
+    def another_than(self, lost: Pod) -> Pod:
+        """The master that takes over from `lost`."""
+
+        def found() -> Pod | None:
+            named = self.named()
+            return named if named not in (None, lost) and masters(self.stores) == [named] else None
+
+        taking_over: Pod = wait_until(found, "another master")
+        return taking_over
+
+
+@pytest.fixture
+def sentinels(machines: Machines) -> Sentinels:
+    return Sentinels(machines)
+
+
+def wait_until_replicated(stores: list[Pod], master: Pod, counter: Counter) -> None:
+    """Until every store is ready, has the count, and follows the one master."""
+    wait_until_ready(*stores)
+    wait_until(lambda: all(map(counter.is_on, stores)), "the count to be everywhere")
+    assert masters(stores) == [master]
+    followed = {tuple(store.ask("role")[:2]) for store in stores if store is not master}
+    assert followed == {("slave", master.host)}
+
+
+def test_the_first_store_is_the_first_master(sentinels: Sentinels) -> None:
+    counter = Counter()
+    assert masters(sentinels.stores) == [sentinels.stores[0]]
+    counter.count(sentinels.stores[0])
+    wait_until_replicated(sentinels.stores, sentinels.stores[0], counter)
+
+
+def test_a_lost_master_comes_back_elsewhere_as_a_replica(sentinels: Sentinels) -> None:
+    counter = Counter()
+    lost = sentinels.stores[0]
+    counter.count(lost)
+    lost.kill()
+    master = sentinels.another_than(lost)
+    wait_until(lambda: len(master.ask("role")) > 2, "the other replica to follow")
+    assert counter.is_on(master)
+    wait_until(lambda: master.ask("set", "number", "1") == ["OK"], "a replica to confirm")
+    counter.count(master)
+    lost.start()
+    wait_until_replicated(sentinels.stores, master, counter)
+    # So do all of them, when they were away together: the last master is the master again.
+    for pod in [*sentinels.stores, *sentinels.pods]:
+        pod.kill()
+    for pod in [*sentinels.stores, *sentinels.pods]:
+        pod.start()
+    wait_until_replicated(sentinels.stores, master, counter)
+
+
+def test_a_master_that_is_replaced_hands_over_first(sentinels: Sentinels) -> None:
+    counter = Counter()
+    leaving = sentinels.stores[0]
+    counter.count(leaving)
+    leaving.stop()
+    assert "failover-abort" not in sentinels.pods[0].log.read_text()
+    assert not any("+sdown master" in each.log.read_text() for each in sentinels.pods), "nobody had to miss it"
+    master = sentinels.another_than(leaving)
+    leaving.start()
+    wait_until_replicated(sentinels.stores, master, counter)
+
+
+def test_nothing_is_counted_while_the_master_hands_over(sentinels: Sentinels) -> None:
+    leaving = sentinels.stores[0]
+    leaving.run("sh", str(DEPLOY / "overlays/sentinel/leave.sh"))
+    assert leaving.ask("ping") == ["PONG"]
+    assert "OK" not in leaving.ask("set", "number", "1")
+
+
+def test_a_master_without_its_volume_does_not_empty_the_replicas(sentinels: Sentinels) -> None:
+    counter = Counter()
+    lost = sentinels.stores[0]
+    counter.count(lost)
+    lost.kill()
+    lost.forget()
+    lost.start()  # at once, before anybody misses it
+    master = sentinels.another_than(lost)
+    assert "this store has no data, the replicas do" in lost.log.read_text()
+    wait_until_replicated(sentinels.stores, master, counter)
+
+
+def test_a_sentinel_without_its_volume_learns_who_the_master_is(sentinels: Sentinels) -> None:
+    counter = Counter()
+    counter.count(sentinels.stores[0])
+    sentinels.stores[0].stop()
+    master = sentinels.another_than(sentinels.stores[0])
+    sentinels.pods[0].kill()
+    sentinels.pods[0].forget()
+    sentinels.pods[0].start()
+    sentinels.stores[0].start()
+    wait_until_replicated(sentinels.stores, master, counter)
+    wait_until(lambda: sentinels.named() is master, "all Sentinels to agree")
+
+
+def test_a_store_waits_for_the_word_of_two_sentinels(sentinels: Sentinels) -> None:
+    for pod in (*sentinels.stores[:1], *sentinels.pods[1:]):
+        pod.kill()
+    sentinels.stores[0].start()
+    said = wait_until(lambda: "waiting" in (text := sentinels.stores[0].log.read_text()) and text, "it to wait")
+    assert "waiting until two Sentinels name the same master" in said
+    assert sentinels.stores[0].ask("ping") == []
+    sentinels.pods[1].start()
+    wait_until_ready(*sentinels.stores)
+
+
+@pytest.fixture
+def nodes(machines: Machines) -> list[Pod]:
+    return machines.play(stateful_set("cluster", "pythonricing-store"), DEPLOY / "overlays" / "cluster")
+
+
+def create(machines: Machines) -> str:
+    """Run the Job."""
+    (job,) = by_kind(SETS["deploy/overlays/cluster"], "Job")
+    (container,) = containers(job)
+    (mount,) = container["volumeMounts"]
+    folder = str(DEPLOY / "overlays" / "cluster")
+    return machines.run(*(word.replace(mount["mountPath"], folder) for word in container["command"]))
+
+
+def topology(nodes: list[Pod]) -> dict[Pod, str]:
+    """Each node's master's id, or its own, as the nodes themselves tell."""
+    own = {}
+    for node in nodes:
+        for line in node.ask("cluster", "nodes"):
+            words = line.split()
+            if len(words) > 3 and "myself" in words[2]:
+                own[node] = words[0] if words[3] == "-" else words[3]
+    return own
+
+
+def is_whole(nodes: list[Pod]) -> bool:
+    """Whether every node calls the cluster whole and knows all of its nodes to be well."""
+    return all(
+        "cluster_state:ok" in (state := " ".join(node.ask("cluster", "info")))
+        and "cluster_slots_ok:16384" in state
+        and "fail" not in " ".join(line for line in node.ask("cluster", "nodes"))
+        and node.is_ready()
+        for node in nodes
+    )
+
+
+def count_in(nodes: list[Pod], value: str) -> None:
+    """Set the same number in a key of each shard, following redirections to the names that the nodes announce."""
+    for key in ("a", "b", "c"):
+        asked = nodes[0].machines.run("timeout", "5", "valkey-cli", "-c", "-e", "-h", nodes[0].host, "set", key, value)
+        assert asked == "OK"
+
+
+def number_in(nodes: list[Pod]) -> list[str]:
+    at = next(node for node in nodes if node.address)
+    return [
+        at.machines.run("timeout", "5", "valkey-cli", "-c", "-e", "-h", at.host, "get", key, check=False)
+        for key in ("a", "b", "c")
+    ]
+
+
+def test_a_cluster_is_made_once_and_clients_are_told_names(machines: Machines, nodes: list[Pod]) -> None:
+    # An earlier try was interrupted.
+    wait_until(lambda: nodes[1].ask("cluster", "addslotsrange", "5461", "10922") == ["OK"], "the node to start")
+    create(machines)
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    made = topology(nodes)
+    assert [made[node] for node in nodes[3:]] == [made[node] for node in nodes[:3]]
+    assert len(set(made.values())) == 3
+    redirected = [nodes[0].ask("get", key)[0] for key in ("a", "b", "c")]
+    assert {word.split()[2].rpartition(":")[0] for word in redirected if "MOVED" in word} == {
+        node.host for node in nodes[1:3]
+    }
+    # A failover changes who is what; the Job leaves it so.
+    nodes[0].stop()
+    wait_until(lambda: nodes[3] in masters(nodes), "the replica to take over")
+    nodes[0].start()
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    changed = topology(nodes)
+    assert changed[nodes[0]] == changed[nodes[3]] != made[nodes[0]]
+    assert "the cluster is there already" in create(machines)
+    assert topology(nodes) == changed
+
+
+def test_a_cluster_finds_itself_again_when_all_addresses_have_changed(machines: Machines, nodes: list[Pod]) -> None:
+    create(machines)
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    count_in(nodes, "7")
+    for node in nodes:
+        node.kill()
+    for node in nodes:
+        node.start()
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    assert number_in(nodes) == ["7", "7", "7"]
+
+
+def test_a_replica_takes_a_lost_masters_place(machines: Machines, nodes: list[Pod]) -> None:
+    create(machines)
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    count_in(nodes, "7")
+    lost = nodes[1]
+    wait_until(lambda: lost.ask("wait", "1", "1000") == ["1"], "the replica to have it")
+    lost.kill()
+    wait_until(lambda: nodes[4] in masters(nodes), "the replica to take over")
+    wait_until(lambda: number_in(nodes) == ["7", "7", "7"], "the numbers")
+    lost.start()
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    assert lost not in masters(nodes)
+
+
+def test_a_master_of_a_cluster_that_is_replaced_hands_over_first(machines: Machines, nodes: list[Pod]) -> None:
+    create(machines)
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    count_in(nodes, "7")
+    nodes[2].run("sh", str(DEPLOY / "overlays/cluster/leave.sh"))
+    assert nodes[2].ask("role")[0] == "slave"
+    assert number_in(nodes) == ["7", "7", "7"]
+    # A replica has nothing to hand over.
+    nodes[2].run("sh", str(DEPLOY / "overlays/cluster/leave.sh"))
+    assert nodes[5] in masters(nodes)
