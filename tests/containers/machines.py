@@ -59,7 +59,15 @@ class Machines:
 
     def inside(self, pid: int | None = None) -> list[str]:
         """What to write before a command so that it runs on the bridge, or where process `pid` does."""
-        return ["nsenter", "--target", str(pid or self._holder.pid), "--user", "--mount", "--net", "--preserve-credentials"]
+        return [
+            "nsenter",
+            "--target",
+            str(pid or self._holder.pid),
+            "--user",
+            "--mount",
+            "--net",
+            "--preserve-credentials",
+        ]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -88,7 +96,10 @@ class Machines:
 
     def play(self, manifest: Manifest, scripts: Path) -> list[Pod]:
         """Start the pods of a StatefulSet, all at once."""
-        made = [Pod(self, manifest, f"{manifest['metadata']['name']}-{i}", scripts) for i in range(manifest["spec"]["replicas"])]
+        made = [
+            Pod(self, manifest, f"{manifest['metadata']['name']}-{i}", scripts)
+            for i in range(manifest["spec"]["replicas"])
+        ]
         for pod in made:
             self.pods[pod.name] = pod
             pod.start()
@@ -196,4 +207,4 @@ class Pod:
 
     @staticmethod
     def _namespace(pid: int) -> str:
-        return os.readlink(f"/proc/{pid}/ns/net")
+        return str(Path(f"/proc/{pid}/ns/net").readlink())
