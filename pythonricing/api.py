@@ -17,6 +17,8 @@ from pythonricing.settings import MAX_COUNT, Limit
 from pythonricing.stores.base import NoSuchCounter, StateLost, StoreRejected, StoreUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
@@ -63,9 +65,15 @@ class CounterChange(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Health(msgspec.Struct):
-    """What the probes say when all is well."""
+    """What the probes say when all is well.
+
+    `master`: the server that the store's Sentinels name. `unreachable`: the masters of a store's shards that don't
+    answer, while the counters of other shards go on.
+    """
 
     status: str
+    master: str | msgspec.UnsetType = msgspec.UNSET
+    unreachable: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ProblemDetails(msgspec.Struct):
@@ -316,11 +324,16 @@ class Ready(Endpoint):
 
     stopping = False
 
+    def __init__(self, counters: Counters, master: Callable[[], str | None]) -> None:
+        super().__init__(counters)
+        self._master = master
+
     async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         if self.stopping:
             raise Problem(503, "Stopping", "this process is stopping", headers=((b"retry-after", b"1"),))
-        await self.counters.check()
-        await respond(send, 200, _encode(Health("ready")), JSON, NO_STORE)
+        unreachable = await self.counters.check()
+        health = Health("ready", self._master() or msgspec.UNSET, msgspec.UNSET if unreachable is None else unreachable)
+        await respond(send, 200, _encode(health), JSON, NO_STORE)
 
 
 async def http_error(request: Request, error: Exception) -> Any:

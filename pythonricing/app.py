@@ -57,8 +57,8 @@ def create_app(settings: Settings) -> Starlette:
     """The service on the store that the settings name. Raises StoreURLError."""
     writer = logs.configure(settings.log_level)
     claim_log = logs.ClaimLog(writer, requests=settings.request_log == "on" and logs.shows_info(settings.log_level))
-    store = create_store(settings.store, settings.store_timeout)
-    metrics = Metrics(lambda: store.reconnects, lambda: writer.dropped)
+    store = create_store(settings.store, settings.store_timeout, settings.store_replicas, settings.on_loss)
+    metrics = Metrics(lambda: store.reconnects, lambda: writer.dropped, lambda: store.nodes)
     counters = Counters(
         store,
         cast("Journal", Journals(claim_log, metrics)),
@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> Starlette:
     )
     snapshot = Snapshot(counters)
     feed = Feed(snapshot, metrics)
-    ready = Ready(counters)
+    ready = Ready(counters, lambda: store.master)
 
     def stop() -> None:
         ready.stopping = True

@@ -77,7 +77,7 @@ def serve(server: str, workers: int | None, host: str, port: int, store: str | N
 def status(name: str, store: str | None) -> None:
     """Print the state of the counter NAME."""
     with _store(store, share=True) as settings:
-        counter = _with_store(settings, lambda opened: opened.read(name))
+        counter = _with_store(settings, lambda opened: opened.read(name), name)
         halted = ", halted" if counter.count >= counter.limit else ""
         click.echo(f"{counter.name}: {counter.count} of {counter.limit}{halted}")
 
@@ -99,7 +99,7 @@ def reset(name: str, store: str | None) -> None:
                 counter, _ = await opened.put(name, limit, restart=True)
             return f"{counter.name}: {counter.count} of {counter.limit}"
 
-        click.echo(_with_store(settings, start_over))
+        click.echo(_with_store(settings, start_over, name))
 
 
 @main.command()
@@ -143,6 +143,8 @@ def _store(url: str | None, *, share: bool = False) -> Iterator[Settings]:
                 os.environ[variable] = url
             settings = Settings.from_environ(os.environ)
             if variable not in os.environ:
+                if settings.store_replicas:
+                    raise _fail(f"{PREFIX}STORE_REPLICAS: the embedded Valkey has no replicas")
                 # Workers read it from the environment.
                 os.environ[variable] = stack.enter_context(embedded_valkey(share=share))
                 settings = msgspec.structs.replace(settings, store=os.environ[variable])
@@ -153,15 +155,15 @@ def _store(url: str | None, *, share: bool = False) -> Iterator[Settings]:
         yield settings
 
 
-def _with_store(settings: Settings, act: Callable[[Store], Awaitable[T]]) -> T:
-    """Do one thing with the store; what goes wrong is one line and exit status 2."""
+def _with_store(settings: Settings, act: Callable[[Store], Awaitable[T]], name: str | None = None) -> T:
+    """Do one thing with the store, or with the counter `name`; what goes wrong is one line and exit status 2."""
 
     async def run() -> T:
-        store = create_store(settings.store, settings.store_timeout)
+        store = create_store(settings.store, settings.store_timeout, settings.store_replicas, settings.on_loss)
         await store.open()
         try:
             async with asyncio.timeout(settings.store_timeout):
-                await store.ready()
+                await store.ready(name)
                 return await act(store)
         except TimeoutError:
             raise StoreError(store.trouble or "no answer in time") from None

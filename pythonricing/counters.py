@@ -11,7 +11,7 @@ import asyncio
 import random
 import uuid
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,6 +49,8 @@ WATCH_SECONDS = 0.25
 RESEND_SECONDS = RECEIPT_SECONDS / 6
 #: Seconds for which refusals from memory add up before the journal is told of them.
 REFUSED_SECONDS = 0.1
+#: Counters of which a worker tells a store that was connected again what it has seen of them.
+MAX_TOLD = 1000
 #: Seconds after which a worker no longer trusts what it knows of a counter; tombstones live longer.
 FORGET_SECONDS = TOMBSTONE_SECONDS / 7
 
@@ -92,6 +94,9 @@ class Journal(Protocol):
 
     def lost(self, name: str, seen: Seen | None) -> None:
         """The store no longer has what this worker has seen."""
+
+    def raised(self, name: str, before: int, after: int) -> None:
+        """The store had an older count, and was told the one that this worker has seen."""
 
     def found(self, name: str) -> None:
         """A lost counter counts again."""
@@ -178,12 +183,14 @@ class Counters:
         self._watches: set[asyncio.Task[None]] = set()
         self._configured = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Start serving; the store may come later."""
         self._loop = asyncio.get_running_loop()
         # Here and not when it is made: a server may fork its workers later.
         self._worker = uuid.uuid4().hex
+        self._store.connected = self._connected
         await self._store.open()
         if self._limit is None:
             self._configured.set()
@@ -192,8 +199,9 @@ class Counters:
 
     async def close(self) -> None:
         """Wait for the claims on their way, at most as long as a claim may take, then let go of the store."""
-        if self._opening is not None:
-            self._opening.cancel()
+        for task in (self._opening, self._telling):
+            if task is not None:
+                task.cancel()
         tasks = [lane.task for lane in self._busy if lane.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=self._timeout)
@@ -244,11 +252,13 @@ class Counters:
         """The counter as the store has it. Raises NoSuchCounter, StateLost, StoreUnavailable."""
         lane = self._lanes.get(name)
         try:
-            async with self._answered():
+            async with self._answered(name):
                 counter = await self._read(name, lane)
         except StateLost:
             self._lose(lane or self._lane(name))
             raise
+        if counter.raised is not None:
+            self._journal.raised(name, counter.raised, counter.count)
         if lane is not None:
             self._see(lane, Seen(counter.epoch, counter.count, counter.limit))
         return counter
@@ -264,17 +274,26 @@ class Counters:
                 return await self._store.read(name, self._known(lane), self._create_with(name))
             except StoreUnavailable:
                 await asyncio.sleep(0.02)
-                await self._store.ready()
+                await self._store.ready(name)
 
-    async def check(self) -> None:
-        """Whether claims can be served. Raises StoreUnavailable or StateLost."""
+    async def check(self) -> list[str] | None:
+        """Whether claims can be served. Raises StoreUnavailable or StateLost.
+
+        Returns which of the store's servers don't answer while others do, or None where there is only one.
+        """
+        async with self._answered():
+            unreachable = await self._store.probe()
         for lane in [lane for lane in self._lanes.values() if lane.lost]:
+            if unreachable and self._store.node(lane.name) in unreachable:
+                continue
             try:
                 await self.read(lane.name)
             except NoSuchCounter:
                 if lane.task is None:  # another lane must not send while this one does
                     self._lanes.pop(lane.name, None)
-        await self.read(DEFAULT)
+        if not unreachable or self._store.node(DEFAULT) not in unreachable:
+            await self.read(DEFAULT)
+        return unreachable
 
     async def put(self, name: str, limit: int) -> tuple[Counter, bool]:
         """Create a counter, or change its limit and keep its count. Returns it and whether it was created."""
@@ -285,14 +304,14 @@ class Counters:
         if name == DEFAULT:
             await self._change(name, self._create_with(name), restart=True)
             return
-        async with self._answered():
+        async with self._answered(name):
             await self._store.delete(name)
         lane = self._lanes.get(name)
         if lane is not None:
             lane.halted, lane.seen = None, None
 
     async def _change(self, name: str, limit: int | None, restart: bool = False) -> tuple[Counter, bool]:
-        async with self._answered():
+        async with self._answered(name):
             counter, created = await self._store.put(name, limit, restart=restart)
         lane = self._lanes.get(name)
         if lane is not None:
@@ -301,14 +320,31 @@ class Counters:
         return counter, created
 
     @asynccontextmanager
-    async def _answered(self) -> AsyncIterator[None]:
+    async def _answered(self, name: str | None = None) -> AsyncIterator[None]:
         """Run an operator's command on the connected store, within the timeout."""
         try:
             async with asyncio.timeout(self._timeout):
-                await self._store.ready()
+                await self._store.ready(name)
                 yield
         except TimeoutError:
             raise StoreUnavailable(f"the store did not answer in time: {self._store.trouble}") from None
+
+    def _connected(self) -> None:
+        """The store was connected, perhaps to a server that knows less: tell it what this worker has seen."""
+        if self._telling is not None:
+            self._telling.cancel()
+        self._telling = self._loop.create_task(self._tell_seen())
+
+    async def _tell_seen(self) -> None:
+        """Read the counters seen last, one after the other, so that a loss shows before it does harm.
+
+        A worker that claims tells what it has seen anyway; but an idle one may have seen more.
+        """
+        lanes = sorted((lane for lane in self._lanes.values() if lane.seen), key=lambda lane: lane.seen_at)
+        for lane in lanes[: -MAX_TOLD - 1 : -1]:
+            if lane.task is None and not lane.lost and self._store.nodes.get(self._store.node(lane.name), True):
+                with suppress(StoreError):
+                    await self.read(lane.name)
 
     def _lane(self, name: str) -> _Lane:
         if len(self._lanes) >= MAX_LANES:
@@ -331,7 +367,7 @@ class Counters:
     async def _configure(self, limit: int) -> None:
         """Give `default` the limit of the settings, before the first claim on it."""
         while not self._configured.is_set():
-            await self._store.ready()
+            await self._store.ready(DEFAULT)
             try:
                 await self._store.configure(DEFAULT, limit)
             except StoreUnavailable:
@@ -349,7 +385,7 @@ class Counters:
             while lane.waiting:
                 if lane.name == DEFAULT and not self._configured.is_set():
                     await self._configured.wait()
-                await self._store.ready()
+                await self._store.ready(lane.name)
                 self._board(lane)
                 if not lane.in_flight:
                     continue
@@ -413,7 +449,7 @@ class Counters:
                 ceiling = min(0.02 * 2**failures, 0.1)  # the store's own link backs off further
                 await asyncio.sleep(random.uniform(ceiling / 2, ceiling))
             failures += 1
-            await self._store.ready()
+            await self._store.ready(lane.name)
             left = [claim for claim in claims if not claim.future.done()]
             if len(left) < len(claims):
                 compositions.append(left)
@@ -446,6 +482,8 @@ class Counters:
                 future.set_result(Answer(False, count, limit))
                 refused += 1
         self._see(lane, Seen(verdict.epoch, count, limit))
+        if verdict.raised is not None:
+            self._journal.raised(lane.name, verdict.raised, verdict.before)
         if count >= limit and self._halt_cache:
             lane.halted = Answer(False, count, limit)
             lane.halted_until = self._loop.time() + self._halt_cache

@@ -418,6 +418,11 @@ class ClaimLog:
             seen.count if seen else "unknown",
         )
 
+    def raised(self, name: str, before: int, after: int) -> None:
+        logger.bind(counter=name, raised_from=before, raised_to=after).warning(
+            "{}: the store had lost data and counted {}; it counts on from {}, which was seen", name, before, after
+        )
+
     def found(self, name: str) -> None:
         logger.bind(counter=name).info("{}: an operator has set the counter; claims are admitted again", name)
 

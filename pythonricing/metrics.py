@@ -14,7 +14,7 @@ from pythonricing.counters import DEFAULT, Counters
 from pythonricing.stores.base import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
@@ -64,10 +64,13 @@ class Tally:
 class Metrics:
     """The journal of claims as numbers (see counters.Journal).
 
-    `reconnects` and `dropped` tell how often the store was connected again and how many log lines were dropped.
+    `reconnects` and `dropped` tell how often the store was connected again and how many log lines were dropped; `nodes`
+    which servers the store has and whether each is connected.
     """
 
-    def __init__(self, reconnects: Callable[[], int], dropped: Callable[[], int]) -> None:
+    def __init__(
+        self, reconnects: Callable[[], int], dropped: Callable[[], int], nodes: Callable[[], Mapping[str, bool]]
+    ) -> None:
         self._slot = workers.join()
         #: What the workers of this server share; None for a server of one process.
         self.folder = self._slot and self._slot.folder
@@ -101,6 +104,15 @@ class Metrics:
             (Counter("log_lines_dropped", "Log lines dropped because their reader was too slow.", **named), dropped),
         ]
         self._before = [0] * len(self._told)
+        self._connected = Gauge(
+            "store_connected",
+            "Workers connected to a server of the store.",
+            ["node"],
+            multiprocess_mode="livesum",
+            **named,
+        )
+        self._nodes = nodes
+        self._nodes_before: dict[str, bool] = {}
         Gauge("workers", "Worker processes of this server.", multiprocess_mode="livesum", **named).set(1)
         self._labels = {DEFAULT}
         self._pending: defaultdict[tuple[str, str], int] = defaultdict(int)
@@ -176,6 +188,11 @@ class Metrics:
             now = tell()
             counter.inc(now - self._before[index])
             self._before[index] = now
+        nodes = dict(self._nodes())
+        if nodes != self._nodes_before:
+            for node in self._nodes_before.keys() | nodes:
+                self._connected.labels(node).set(nodes.get(node, False))
+            self._nodes_before = nodes
 
     def collected(self) -> CollectorRegistry:
         """What all workers of this server have counted. Reads files: not for the event loop."""

@@ -16,6 +16,8 @@ PREFIX = "PYTHONRICING_"
 #: The largest limit and count: above it, JSON readers and Lua lose whole numbers (IEEE 754 doubles).
 MAX_COUNT = 2**53 - 1
 
+#: What a loss of data does to a counter: nothing more is admitted, or it counts on from the highest known count.
+OnLoss = Literal["halt", "raise"]
 Limit = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 
@@ -34,12 +36,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     store: Annotated[
         str,
         Meta(
-            pattern=r"^(memory|redis|rediss|unix|postgresql)://",
-            description="a URL that starts with memory://, redis://, rediss://, unix:// or postgresql://",
+            pattern=r"^(memory|rediss?(\+sentinel|\+cluster)?|unix|postgresql)://",
+            description="a URL that starts with memory://, redis://, rediss://, redis+sentinel://, rediss+sentinel://, "
+            "redis+cluster://, rediss+cluster://, unix:// or postgresql://",
         ),
     ] = "redis://127.0.0.1:6379/0"
     limit: Annotated[Limit | None, Meta(description=f"a whole number from 0 to {MAX_COUNT}, or unset")] = None
     store_timeout: Annotated[float, Meta(ge=0.01, le=3600, description="a number of seconds from 0.01 to 3600")] = 2.0
+    store_replicas: Annotated[Annotated[int, Meta(ge=0, le=100)], Meta(description="a whole number from 0 to 100")] = 0
+    on_loss: Annotated[OnLoss, Meta(description="halt or raise")] = "halt"
     halt_cache: Annotated[float, Meta(ge=0, le=60, description="a number of seconds from 0 to 60")] = 0.1
     request_log: Annotated[Literal["on", "off"], Meta(description="on or off")] = "on"
     log_level: Annotated[

@@ -247,7 +247,7 @@ def test_labels_are_bounded_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
 
     async def scenario() -> dict[Any, float]:
-        metrics = Metrics(lambda: 0, lambda: 7)
+        metrics = Metrics(lambda: 0, lambda: 7, dict)
         store = MemoryStore()
         journals: Any = Journals(metrics)
         counters = Counters(store, journals)
@@ -277,7 +277,7 @@ def test_counting_costs_a_batch_nothing_but_additions(monkeypatch: pytest.Monkey
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
 
     async def scenario() -> None:
-        metrics = Metrics(lambda: 0, lambda: 0)
+        metrics = Metrics(lambda: 0, lambda: 0, dict)
         flushes = []
         monkeypatch.setattr(metrics, "flush", lambda: flushes.append(1))
         for _ in range(1000):

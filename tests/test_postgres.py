@@ -119,7 +119,7 @@ def test_a_newer_schema_is_left_alone(empty_postgres: PostgresServer, tmp_path: 
     run("reset", home=tmp_path, store=empty_postgres.url)
     empty_postgres.sql("UPDATE pythonricing.installation SET version = version + 1", "SELECT")
     line = fails(tmp_path, "serve", store=empty_postgres.url, store_timeout=0.5)
-    assert "version 2, newer than this pythonricing knows (1); upgrade it" in line
+    assert "version 3, newer than this pythonricing knows (2); upgrade it" in line
 
 
 def test_installing_it_again_changes_nothing(empty_postgres: PostgresServer) -> None:

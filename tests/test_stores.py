@@ -15,24 +15,48 @@ from pythonricing.counters import Answer, Counters, KeyReused
 from pythonricing.settings import MAX_COUNT
 from pythonricing.stores import create_store
 from pythonricing.stores.base import Batch, NoSuchCounter, Replay, Seen, StateLost, StoreRejected, Verdict
-from tests.support import PostgresServer, RedisServer, Silence, postgres_programs, redis_programs
+from pythonricing.stores.redis import RedisStore
+from tests.support import (
+    ClusterServers,
+    PostgresServer,
+    RedisServer,
+    SentinelServers,
+    Silence,
+    postgres_programs,
+    redis_programs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
 
+    from pythonricing.settings import OnLoss
     from pythonricing.stores.base import Store
 
 T = TypeVar("T")
 
 
-@pytest.fixture(scope="module", params=["memory", *redis_programs(), *postgres_programs()])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "memory",
+        *redis_programs(),
+        *(f"{kind} {program}" for kind in ("sentinel", "cluster") for program in redis_programs()),
+        *postgres_programs(),
+    ],
+    ids=str,
+)
 def store_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of each store in turn."""
     if request.param == "memory":
         yield "memory://"
         return
-    server: RedisServer | PostgresServer
-    if request.param in postgres_programs():
+    server: RedisServer | PostgresServer | SentinelServers | ClusterServers
+    kind, _, program = request.param.partition(" ")
+    if kind == "sentinel":
+        server = SentinelServers(tmp_path_factory.mktemp("store"), "--appendfsync", "no", program=program).start()
+    elif kind == "cluster":
+        server = ClusterServers(tmp_path_factory.mktemp("store"), "--appendfsync", "no", program=program).start()
+    elif request.param in postgres_programs():
         server = PostgresServer(request.param, fsync="off").start()
     else:
         server = RedisServer(tmp_path_factory.mktemp("store"), request.param, "--appendfsync", "no").start()
@@ -43,13 +67,18 @@ def store_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 class Opened:
     """A store, its event loop and a counter name of its own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, on_loss: OnLoss = "halt") -> None:
         self.loop = asyncio.new_event_loop()
         self.name = f"test-{uuid.uuid4().hex}"
-        self.store: Store = create_store(url, 10.0)
+        # Sentinels' server has a replica, so it may confirm everything.
+        self.store: Store = create_store(url, 10.0, 1 if "+sentinel" in url else 0, on_loss)
         self.run(self.store.open())
-        self.run(self.store.ready())
+        self.run(self.connect())
         self.sequence = 0
+
+    async def connect(self) -> None:
+        for number in range(64):  # whatever shard they are on
+            await self.store.ready(str(number))
 
     def run(self, awaitable: Awaitable[T]) -> T:
         async def wait() -> T:
@@ -78,6 +107,15 @@ def opened(store_url: str, request: pytest.FixtureRequest) -> Iterator[Opened]:
     if store_url == "memory://" and request.node.get_closest_marker("durable"):
         pytest.skip("memory has no older copies and no other workers")
     each = Opened(store_url)
+    yield each
+    each.close()
+
+
+@pytest.fixture
+def raising(opened: Opened, store_url: str) -> Iterator[Opened]:
+    """The same counter through a store that raises what was lost; memory's is another store."""
+    each = Opened(store_url, "raise")
+    each.name = opened.name
     yield each
     each.close()
 
@@ -326,6 +364,95 @@ def test_browsing_shows_lost_counters_as_lost(opened: Opened) -> None:
     assert not listed(opened)[opened.name].lost
 
 
+def test_a_counter_that_is_gone_is_restored_as_it_was_seen(raising: Opened) -> None:
+    known = Seen(1_700_000_000_000_000, 4, 10)
+    verdict = raising.claim(1, 2, seen=known, create=7)
+    assert (verdict.epoch, verdict.before, verdict.limit) == (known.epoch, 4, 10)
+    assert raising.count() == 7
+
+
+@pytest.mark.durable
+def test_restoring_a_counter_is_told_once(raising: Opened) -> None:
+    known = Seen(1_700_000_000_000_000, 4, 10)
+    assert raising.claim(1, seen=known, keys=["a"]).raised == 0
+    verdict = raising.claim(1, seen=known, keys=["a"])
+    assert (verdict.raised, verdict.replays) == (None, [Replay(1, 5, 10, True)])
+
+
+@pytest.mark.durable
+def test_an_older_count_is_raised_to_the_one_that_was_seen(raising: Opened) -> None:
+    put(raising, 10)
+    raising.claim(4)
+    put(raising, 20)
+    now = seen(raising)
+    counter = raising.run(raising.store.read(raising.name, Seen(now.epoch, 7, 10)))
+    assert (counter.count, counter.limit, counter.epoch, counter.raised) == (7, 20, now.epoch, 4)
+    verdict = raising.claim(1, 1, seen=Seen(now.epoch, 9, 10), keys=["a", None])
+    assert (verdict.before, verdict.raised, verdict.replays) == (9, 7, [None])
+    assert raising.count() == 11
+    assert raising.claim(1, seen=Seen(now.epoch, 9, 10)).raised is None
+
+
+@pytest.mark.durable
+def test_an_earlier_epoch_becomes_the_one_that_was_seen(raising: Opened) -> None:
+    put(raising, 10)
+    raising.claim(4)
+    epoch = seen(raising).epoch + 1
+    verdict = raising.claim(1, seen=Seen(epoch, 2, 5))
+    assert (verdict.epoch, verdict.before, verdict.limit, verdict.raised) == (epoch, 2, 5, 4)
+
+
+@pytest.mark.durable
+def test_an_epoch_that_began_by_itself_is_raised_to_what_was_given_before(raising: Opened) -> None:
+    raising.claim(2, create=10)
+    now = seen(raising)
+    assert raising.claim(1, seen=Seen(now.epoch - 1, 2, 10)).raised is None
+    verdict = raising.claim(1, seen=Seen(now.epoch - 1, 6, 10))
+    assert (verdict.epoch, verdict.before, verdict.raised) == (now.epoch, 6, 3)
+
+
+def test_what_an_operator_did_is_not_raised(raising: Opened) -> None:
+    put(raising, 10)
+    raising.claim(4)
+    known = seen(raising)
+    put(raising, 10, restart=True)
+    assert (raising.claim(1, seen=known).before, raising.count()) == (0, 1)
+    raising.run(raising.store.delete(raising.name))
+    with pytest.raises(NoSuchCounter):
+        raising.claim(1, seen=known)
+    assert raising.claim(1, seen=known, create=10).before == 0
+
+
+@pytest.mark.durable
+def test_a_counter_marked_as_lost_counts_on_from_what_is_known_once_raising_is_allowed(
+    opened: Opened, raising: Opened
+) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    epoch = seen(opened).epoch
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(epoch, 6, 10))
+    verdict = raising.claim(1, worker="v", seen=Seen(epoch, 5, 10))
+    assert (verdict.epoch, verdict.before, verdict.raised) == (epoch, 6, 4)
+    assert opened.count() == 7
+
+
+@pytest.mark.durable
+def test_a_lost_counter_is_raised_by_a_worker_that_has_seen_nothing_too(opened: Opened, raising: Opened) -> None:
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10))
+    assert raising.claim(1, worker="v").before == 4
+
+
+@pytest.mark.durable
+def test_a_batch_that_raised_the_count_gets_its_first_answer_again(raising: Opened) -> None:
+    put(raising, 10)
+    batch = raising.batch(1, keys=["a"], seen=Seen(seen(raising).epoch, 3, 10))
+    first = raising.run(raising.store.claim(batch))
+    again = raising.run(raising.store.claim(batch))
+    assert (again.before, again.replays, raising.count()) == (first.before, first.replays, 4)
+
+
 class CounterModel(RuleBasedStateMachine):
     """Two workers and an operator against a counter of two integers."""
 
@@ -434,5 +561,56 @@ def test_two_workers_and_an_operator_behave_as_one_counter(store_url: str) -> No
         machine,
         settings=settings(
             max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+class LossModel(RuleBasedStateMachine):
+    """Two workers on a store that falls back to older counts, and raises them: counts of integers agree."""
+
+    url: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = Opened(self.url, "raise")
+        put(self.opened, 1000)
+        self.epoch = seen(self.opened).epoch
+        self.count = 0
+        self.seen = [0, 0]
+
+    def teardown(self) -> None:
+        self.opened.close()
+
+    @rule(worker=st.integers(0, 1), size=st.integers(1, 20))
+    def claim(self, worker: int, size: int) -> None:
+        known = Seen(self.epoch, self.seen[worker], 1000)
+        verdict = self.opened.claim(size, worker=str(worker), seen=known)
+        raised = self.count if self.seen[worker] > self.count else None
+        self.count = max(self.count, self.seen[worker])
+        assert (verdict.before, verdict.raised) == (self.count, raised)
+        self.count += size if self.count + size <= 1000 else 0
+        self.seen[worker] = self.count
+
+    @precondition(lambda self: self.count)
+    @rule(data=st.data())
+    def fall_back(self, data: st.DataObject) -> None:
+        self.count = data.draw(st.integers(0, self.count - 1))
+        store: Any = self.opened.store
+        if isinstance(store, RedisStore):
+            key = f"pythonricing:{{{self.opened.name}}}"
+            assert self.opened.run(store._pipeline(self.opened.name).call("HSET", key, "count", self.count)) == 0
+        else:
+            update = "UPDATE pythonricing.counter SET count = $2::bigint WHERE name = $1 RETURNING name"
+            self.opened.run(store._run(update, self.opened.name, self.count))
+
+
+def test_a_store_that_falls_back_goes_on_from_what_each_worker_has_seen(store_url: str) -> None:
+    if store_url == "memory://":
+        pytest.skip("memory doesn't fall back")
+    machine = type("Machine", (LossModel,), {"url": store_url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

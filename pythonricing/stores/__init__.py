@@ -7,29 +7,43 @@ from typing import TYPE_CHECKING
 from pythonricing.stores.base import StoreURLError
 
 if TYPE_CHECKING:
+    from pythonricing.settings import OnLoss
     from pythonricing.stores.base import Store
 
 
-def create_store(url: str, timeout: float) -> Store:
-    """The store behind `url`; `timeout` is the seconds after which a silent connection is given up.
+def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = "halt") -> Store:
+    """The store behind `url`; `timeout` is the seconds for which a claim waits for it.
 
+    `replicas` is how many of a Redis or Valkey must confirm what is changed; `on_loss` is the setting of that name.
     Raises StoreURLError for a URL that can't be used and for a driver that isn't installed.
     """
-    match url.partition("://")[0]:
+    scheme = url.partition("://")[0]
+    if replicas and "redis" not in scheme and scheme != "unix":
+        also = "; PostgreSQL waits for its standbys by itself (synchronous_commit)" if scheme == "postgresql" else ""
+        raise StoreURLError(f"{scheme}:// has no replicas to confirm anything{also}")
+    match scheme:
         case "memory":
             from pythonricing.stores.memory import MemoryStore
 
-            return MemoryStore()
+            return MemoryStore(on_loss)
         case "redis" | "rediss" | "unix":
             from pythonricing.stores.redis import RedisStore
 
-            return RedisStore(url, timeout)
+            return RedisStore(url, timeout, replicas, on_loss)
+        case "redis+sentinel" | "rediss+sentinel":
+            from pythonricing.stores.sentinel import SentinelStore
+
+            return SentinelStore(url, timeout, replicas, on_loss)
+        case "redis+cluster" | "rediss+cluster":
+            from pythonricing.stores.cluster import ClusterStore
+
+            return ClusterStore(url, timeout, replicas, on_loss)
         case "postgresql":
             try:
                 from pythonricing.stores.postgres import PostgresStore
             except ImportError:
                 raise StoreURLError("PostgreSQL needs its driver: pip install 'pythonricing[postgres]'") from None
 
-            return PostgresStore(url, timeout)
-        case scheme:
+            return PostgresStore(url, timeout, on_loss)
+        case _:
             raise StoreURLError(f"no store is known for {scheme}://")

@@ -10,7 +10,7 @@ import msgspec
 from loguru import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
 #: Seconds for which a store remembers a worker's last batch. Workers stop sending a batch again long before.
 RECEIPT_SECONDS = 3600
@@ -63,6 +63,8 @@ class Counter(msgspec.Struct, frozen=True):
     limit: int
     epoch: int
     lost: bool = False
+    #: The count before this reading raised it to the highest that the worker had seen; None: it didn't.
+    raised: int | None = None
 
 
 class Batch(msgspec.Struct):
@@ -109,18 +111,34 @@ class Verdict(msgspec.Struct, frozen=True):
     before: int
     #: One entry for each claim with an idempotency key, in order; None where the key was new.
     replays: list[Replay | None]
+    #: The count before it was raised to `before`, the highest that the worker had seen; None: it wasn't.
+    raised: int | None = None
 
 
 class Store(Protocol):
     """Where counters live. Every method but `open` and `close` raises StoreUnavailable, StoreRejected or StateLost."""
 
+    #: Called after each connection, the first one too: what it leads to may know less than the one before.
+    connected: Callable[[], None]
+
     @property
     def trouble(self) -> str:
-        """Why the store can't be reached, as far as is known."""
+        """Why the store can't be reached, and which server of it, as far as is known."""
 
     @property
     def reconnects(self) -> int:
         """Connections made after the first one."""
+
+    @property
+    def nodes(self) -> Mapping[str, bool]:
+        """The servers that hold counters, and whether this worker is connected to each; empty if they aren't told."""
+
+    @property
+    def master(self) -> str | None:
+        """The server that others say is the one in charge; None if nobody has to be asked."""
+
+    def node(self, name: str) -> str:
+        """The server that holds a counter, as far as is known."""
 
     async def open(self) -> None:
         """Start connecting. Doesn't wait for it and doesn't fail while the store is away."""
@@ -128,8 +146,14 @@ class Store(Protocol):
     async def close(self) -> None:
         """Let go of every connection."""
 
-    async def ready(self) -> None:
-        """Wait until the store is connected."""
+    async def ready(self, name: str | None = None) -> None:
+        """Wait until the server of a counter is connected; without a name, any server."""
+
+    async def probe(self) -> list[str] | None:
+        """The servers that don't answer while others do; None where there is only one, which isn't asked.
+
+        Raises StoreUnavailable if none answers.
+        """
 
     async def claim(self, batch: Batch) -> Verdict:
         """Execute `batch` atomically, or repeat its receipt. Raises NoSuchCounter too."""
@@ -173,9 +197,12 @@ class Link(Generic[C]):
     backoff with equal jitter (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
     """
 
-    def __init__(self, where: str, connect: Callable[[], Awaitable[C]]) -> None:
+    def __init__(
+        self, where: str, connect: Callable[[], Awaitable[C]], connected: Callable[[], None] = lambda: None
+    ) -> None:
         self._where = where
         self._connect = connect
+        self._tell_connected = connected
         self._connected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._connection: C | None = None
@@ -198,6 +225,10 @@ class Link(Generic[C]):
     async def ready(self) -> None:
         if self._connection is None or self._connection.closed:
             await self._connected.wait()
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None and not self._connection.closed
 
     @property
     def connection(self) -> C:
@@ -230,4 +261,5 @@ class Link(Generic[C]):
                 self.reconnects += 1
                 logger.info("store {} connected", self._where)
                 self._connected.set()
+                self._tell_connected()
                 return

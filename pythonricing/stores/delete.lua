@@ -5,11 +5,10 @@
 --
 -- Replies OK or MISSING.
 
-local stored = redis.call('HMGET', KEYS[1], 'count', 'epoch')
-if not stored[1] then
+if redis.call('HEXISTS', KEYS[1], 'count') == 0 then
   return 'MISSING'
 end
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'deleted', 1, 'epoch', stored[2])
+redis.call('HSET', KEYS[1], 'deleted', 1)
+redis.call('HDEL', KEYS[1], 'count', 'limit', 'origin', 'lost')
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 return 'OK'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +20,11 @@ from pythonricing.stores.base import (
     Verdict,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pythonricing.settings import OnLoss
+
 
 class _State(msgspec.Struct):
     count: int
@@ -31,8 +37,12 @@ class MemoryStore:
 
     trouble = ""
     reconnects = 0
+    nodes: Mapping[str, bool] = {}
+    master = None
 
-    def __init__(self) -> None:
+    def __init__(self, on_loss: OnLoss = "halt") -> None:
+        self._on_loss = on_loss
+        self.connected: Callable[[], None] = lambda: None
         self._counters: dict[str, _State] = {}
         self._deleted: set[str] = set()
         self._receipts: dict[tuple[str, str], tuple[int, Verdict]] = {}
@@ -46,8 +56,14 @@ class MemoryStore:
     async def close(self) -> None:
         pass
 
-    async def ready(self) -> None:
+    async def ready(self, name: str | None = None) -> None:
         pass
+
+    async def probe(self) -> None:
+        return None
+
+    def node(self, name: str) -> str:
+        return "memory"
 
     async def claim(self, batch: Batch) -> Verdict:
         receipt = self._receipts.get((batch.name, batch.worker))
@@ -114,7 +130,11 @@ class MemoryStore:
         state = self._counters.get(name)
         if state is None:
             if seen is not None and name not in self._deleted:
-                raise StateLost(name)
+                if self._on_loss == "halt":
+                    raise StateLost(name)
+                self._epoch = max(self._epoch, seen.epoch)
+                state = self._counters[name] = _State(seen.count, seen.limit, seen.epoch)
+                return state
             if create is None:
                 raise NoSuchCounter(name)
             return self._create(name, create)

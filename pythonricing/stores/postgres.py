@@ -35,13 +35,14 @@ from pythonricing.stores.base import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from pythonricing.settings import OnLoss
     from pythonricing.stores.base import Batch, Seen
 
 SCHEMA = resources.files(__package__).joinpath("schema.sql").read_text()
 #: The version of the schema that this code speaks; schema.sql ends with it.
-VERSION = 1
+VERSION = 2
 #: Connections that a worker opens at most.
 CONNECTIONS = 4
 #: Seconds after which a worker looks for expired rows; one worker finds them, the others find nothing to do.
@@ -52,8 +53,8 @@ SWEEP_ROWS = 1000
 CHECK = "SELECT version, pg_backend_pid() AS pid FROM pythonricing.installation"
 # Numbers travel in arrays of text: asyncpg knows text[] by itself, and would ask each new connection what bigint[] is.
 CLAIM = (
-    "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, "
-    "$12::text[]::bigint[], $13::text[]::bigint[], $14, NULL, NULL)"
+    "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, "
+    "$13::text[]::bigint[], $14::text[]::bigint[], $15, NULL, NULL)"
 )
 PUT = "CALL pythonricing.put($1, $2, $3, $4, NULL, NULL)"
 DELETE = "CALL pythonricing.delete($1, $2, $3, NULL, NULL)"
@@ -124,7 +125,12 @@ class PostgresStore:
     over a new one before anybody's patience ends.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
+    nodes: Mapping[str, bool] = {}
+    master = None
+
+    def __init__(self, url: str, timeout: float, on_loss: OnLoss = "halt") -> None:
+        self.connected: Callable[[], None] = lambda: None
+        self._on_loss = on_loss
         self._url = url
         self._where = without_password(url)
         self._timeout = timeout / 2
@@ -132,7 +138,7 @@ class PostgresStore:
         self._patience = max(1, int(self._timeout * 900))
         self._links: list[Link[Session]] = []
         for number in range(CONNECTIONS):
-            self._links.append(Link(self._where, partial(self._connect, number)))
+            self._links.append(Link(self._where, partial(self._connect, number), self._was_connected))
         self._unopened = self._links[::-1]
         self._connected = asyncio.Event()
         self._sessions: set[Session] = set()
@@ -159,8 +165,18 @@ class PostgresStore:
         for link in self._links:
             await link.close()
 
-    async def ready(self) -> None:
+    async def ready(self, name: str | None = None) -> None:
         await self._connected.wait()
+
+    async def probe(self) -> None:
+        return None
+
+    def node(self, name: str) -> str:
+        return self._where
+
+    def _was_connected(self) -> None:
+        if len(self._sessions) == 1:  # not for those that are opened because there is much to do
+            self.connected()
 
     async def claim(self, batch: Batch) -> Verdict:
         runs: list[tuple[int, int, str | None]]
@@ -168,21 +184,21 @@ class PostgresStore:
             runs = [(sum(1 for _ in run), size, None) for size, run in groupby(batch.sizes)]
         else:
             runs = [(1, size, key) for size, key in zip(batch.sizes, batch.keys, strict=True)]
-        attempt, epoch, limit, before, *records = await self._claim(
+        (attempt, epoch, limit, before, *records), raised = await self._claim(
             batch.name, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, runs
         )
         replays = [
             Replay(size, count, limit_then, bool(admitted)) if size else None
             for size, count, limit_then, admitted in zip(*[iter(records)] * 4, strict=True)
         ]
-        return Verdict(attempt, epoch, limit, before, replays)
+        return Verdict(attempt, epoch, limit, before, replays, raised)
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
-        _, epoch, limit, count = await self._claim(name, "", 0, 0, seen, create, [])
-        return Counter(name, count, limit, epoch)
+        (_, epoch, limit, count), raised = await self._claim(name, "", 0, 0, seen, create, [])
+        return Counter(name, count, limit, epoch, raised=raised)
 
     async def put(self, name: str, limit: int | None, *, restart: bool = False) -> tuple[Counter, bool]:
-        created, epoch, stored, count = await self._call(PUT, name, limit, "restart" if restart else "change")
+        created, epoch, stored, count = (await self._call(PUT, name, limit, "restart" if restart else "change"))[0]
         return Counter(name, count, stored, epoch), bool(created)
 
     async def configure(self, name: str, limit: int) -> None:
@@ -205,13 +221,13 @@ class PostgresStore:
         seen: Seen | None,
         create: int | None,
         runs: list[tuple[int, int, str | None]],
-    ) -> list[int]:
+    ) -> tuple[list[int], int | None]:
         known = (None, None, None) if seen is None else (seen.epoch, seen.count, seen.limit)
         times = [str(times) for times, _, _ in runs]
         sizes = [str(size) for _, size, _ in runs]
         keys = [key for _, _, key in runs]
-        arguments = (name, worker, sequence, attempt, RECEIPT_SECONDS, KEY_SECONDS, create, *known, times, sizes, keys)
-        return await self._call(CLAIM, *arguments)
+        options = (RECEIPT_SECONDS, KEY_SECONDS, create, *known, self._on_loss)
+        return await self._call(CLAIM, name, worker, sequence, attempt, *options, times, sizes, keys)
 
     async def _run(self, statement: str, *arguments: object) -> Any:
         """Run a statement on an idle session; open another one if all are at work."""
@@ -222,17 +238,18 @@ class PostgresStore:
             if not session.closed:
                 self._idle.put_nowait(session)
 
-    async def _call(self, statement: str, *arguments: object) -> list[int]:
-        """Run a procedure."""
+    async def _call(self, statement: str, *arguments: object) -> tuple[list[int], int | None]:
+        """Run a procedure. Returns its reply and, if it raised the count, the one before."""
         row = await self._run(statement, self._patience, *arguments)
-        match row["outcome"]:
+        outcome, _, raised = row["outcome"].partition(" ")
+        match outcome:
             case "MISSING":
                 raise NoSuchCounter(arguments[0])
             case "LOST":
                 raise StateLost(arguments[0])
             case "STALE":
                 raise StoreRejected("a later batch of this worker was executed before this one")
-        return [int(word) for word in row["reply"] or ()]
+        return [int(word) for word in row["reply"] or ()], int(raised) if raised else None
 
     async def _session(self) -> Session:
         """An idle session. Raises StoreUnavailable if none comes free in time; nothing was sent then."""
@@ -253,7 +270,7 @@ class PostgresStore:
             await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))
             with contextlib.suppress(StoreError):
                 await self.ready()
-                while await self._call(SWEEP, SWEEP_ROWS, SWEEP_SECONDS) != [0]:
+                while (await self._call(SWEEP, SWEEP_ROWS, SWEEP_SECONDS))[0] != [0]:
                     pass
 
     async def _connect(self, link: int) -> Session:
@@ -286,7 +303,7 @@ class PostgresStore:
 
 
 async def _prepare(connection: Any) -> Any:
-    """Install the schema if need be, and prepare the claim unless a pooler stands between.
+    """Install the schema, or a newer one, if need be, and prepare the claim unless a pooler stands between.
 
     A pooler in transaction mode hands each transaction to whichever connection is free, where a statement prepared by
     name may be unknown, or another one of the same name. It is told by the server's process, which is not the one that
@@ -294,7 +311,7 @@ async def _prepare(connection: Any) -> Any:
     """
     try:
         installed = await _installed(connection)
-        if installed is None:
+        if installed is None or installed["version"] < VERSION:
             await connection.execute(SCHEMA)
             installed = await _installed(connection)
     except asyncpg.InsufficientPrivilegeError as error:

@@ -34,7 +34,8 @@ if ARGV[2] == 'restart' or not count then
 elseif lost and tonumber(lost) > tonumber(count) then
   count = lost
 end
-redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'count', count, 'limit', limit, 'epoch', string.format('%.0f', epoch),
   'origin', (by_operator or deleted) and 'operator' or 'auto')
+redis.call('HDEL', KEYS[1], 'lost', 'deleted')
+redis.call('PERSIST', KEYS[1])
 return string.format('%d %.0f %s %s', created, epoch, limit, count)

@@ -74,7 +74,8 @@ $$;
 --
 -- The claims are runs in arrival order: times[i] claims of sizes[i]; one with a key is a run of its own.
 -- `outcome` is OK, MISSING, LOST or STALE; `reply` is attempt, epoch, limit, the count before, and for each keyed claim
--- its size, count, limit and admitted, or four zeros where the key was new.
+-- its size, count, limit and admitted, or four zeros where the key was new. If a loss raised the count, `outcome` is
+-- OK and the count before, this once.
 CREATE OR REPLACE PROCEDURE pythonricing.claim(
   patience int,
   counter_name text,
@@ -87,6 +88,7 @@ CREATE OR REPLACE PROCEDURE pythonricing.claim(
   seen_epoch bigint,      -- what the worker has seen of the counter, or nulls
   seen_count bigint,
   seen_limit bigint,
+  on_loss text,           -- "halt" marks the counter as lost; "raise" lifts it to what is known of it
   times bigint[],
   sizes bigint[],
   keys text[],
@@ -102,7 +104,9 @@ DECLARE
   total bigint;
   admitted boolean;
   deleted boolean;
+  older boolean;
   now_lost boolean;
+  raised bigint;
   writing boolean := batch_sequence > 0;
 BEGIN
   CALL pythonricing.start(patience);
@@ -124,19 +128,43 @@ BEGIN
       END IF;
     END IF;
     deleted := coalesce(counter.deleted_until > clock_timestamp(), false);
+    raised := NULL;
+    IF on_loss = 'raise' AND counter.lost IS NOT NULL THEN
+      raised := counter.count;
+      counter.count := greatest(counter.count, counter.lost);
+      counter.lost := NULL;
+    END IF;
+    older := counter.epoch < seen_epoch;
     now_lost := counter.lost IS NULL AND seen_epoch IS NOT NULL AND CASE
-      WHEN counter.epoch < seen_epoch THEN true
+      WHEN older THEN true
       WHEN counter.count IS NULL THEN NOT deleted
       WHEN counter.epoch = seen_epoch THEN counter.count < seen_count
       -- Nobody deleted or reset it, and yet it began anew: whoever created it knew nothing of the numbers given before.
-      ELSE NOT counter.by_operator AND seen_count > 0
+      ELSE NOT counter.by_operator AND seen_count > CASE on_loss WHEN 'raise' THEN counter.count ELSE 0 END
     END;
     EXIT WHEN writing AND counter.name IS NOT NULL;
-    EXIT WHEN NOT now_lost AND (counter.count IS NOT NULL OR create_limit IS NULL);
+    EXIT WHEN NOT now_lost AND raised IS NULL AND (counter.count IS NOT NULL OR create_limit IS NULL);
     writing := true;
     INSERT INTO pythonricing.counter (name, epoch) VALUES (counter_name, 0) ON CONFLICT DO NOTHING;
   END LOOP;
 
+  IF now_lost AND on_loss = 'raise' THEN
+    raised := coalesce(raised, counter.count, 0);
+    IF older OR counter.count IS NULL THEN
+      -- Not the operator's, as far as is known: workers that have seen more of another epoch may raise it further.
+      counter."limit" := seen_limit;
+      counter.epoch := seen_epoch;
+      counter.by_operator := false;
+    END IF;
+    counter.count := seen_count;
+    now_lost := false;
+  END IF;
+  IF raised IS NOT NULL THEN
+    UPDATE pythonricing.counter c
+      SET count = counter.count, "limit" = counter."limit", epoch = counter.epoch, by_operator = counter.by_operator,
+        lost = NULL, deleted_until = NULL
+      WHERE c.name = counter_name;
+  END IF;
   IF now_lost THEN
     UPDATE pythonricing.counter c
       SET lost = seen_count, count = coalesce(c.count, 0), "limit" = coalesce(c."limit", seen_limit),
@@ -158,7 +186,7 @@ BEGIN
       WHERE c.name = counter_name RETURNING * INTO counter;
   END IF;
 
-  outcome := 'OK';
+  outcome := 'OK' || coalesce(' ' || raised, '');
   answer := ARRAY[batch_attempt, counter.epoch, counter."limit", counter.count];
   reply := answer;
   IF batch_sequence = 0 THEN
@@ -304,5 +332,6 @@ BEGIN
   COMMIT;
 END $$;
 
-INSERT INTO pythonricing.installation (version) VALUES (1) ON CONFLICT (only_row) DO NOTHING;
+INSERT INTO pythonricing.installation AS i (version) VALUES (2)
+  ON CONFLICT (only_row) DO UPDATE SET version = greatest(i.version, excluded.version);
 COMMIT;
