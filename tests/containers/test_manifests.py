@@ -328,7 +328,9 @@ def test_nodes_of_a_store_are_spread_and_leave_one_by_one(name: str) -> None:
         labels = manifest["spec"]["selector"]["matchLabels"]
         assert manifest["spec"]["podManagementPolicy"] == "Parallel"
         assert [each["maxUnavailable"] for each in budgets if each["selector"]["matchLabels"] == labels] == [1]
-        spread = {each["topologyKey"]: each for each in manifest["spec"]["template"]["spec"]["topologySpreadConstraints"]}
+        spread = {
+            each["topologyKey"]: each for each in manifest["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        }
         assert spread["kubernetes.io/hostname"]["whenUnsatisfiable"] == "DoNotSchedule"
         assert all(each["labelSelector"]["matchLabels"] == labels for each in spread.values())
 
@@ -340,7 +342,9 @@ def component(selector: Manifest) -> str:
 def allowed(name: str) -> tuple[set[tuple[str, str, int]], set[tuple[str, str, int]]]:
     """Which component may send to which, on which port: by the rules of the senders, and of the receivers."""
     ports = {
-        (each["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"], port["name"]): port["containerPort"]
+        (each["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"], port["name"]): port[
+            "containerPort"
+        ]
         for each in SETS[name]
         if pod_spec(each)
         for container in containers(each)
