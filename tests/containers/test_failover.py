@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.containers.machines import Machines, Pod
+from tests.containers.podman import ROOT
 from tests.containers.test_manifests import DEPLOY, SETS, Manifest, by_kind, containers
-from tests.support import wait_until
+from tests.support import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -307,3 +310,115 @@ def test_a_master_of_a_cluster_that_is_replaced_hands_over_first(machines: Machi
     # A replica has nothing to hand over.
     nodes[2].run("sh", str(DEPLOY / "overlays/cluster/leave.sh"))
     assert nodes[5] in masters(nodes)
+
+
+CLAIMS = """
+import asyncio, json, pathlib, sys
+from tests.support import hammer, wait_until
+stop = pathlib.Path(sys.argv[1])
+def claims():
+    while not stop.exists():
+        yield 1
+history = asyncio.run(hammer(8080, 4, claims(), keys=True, retry=(0, 503), pace=0.1))
+print(json.dumps([history.statuses(), history.owned()]))
+"""
+
+
+@pytest.fixture
+def claiming(machines: Machines, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Claiming]:
+    """The service with the settings of an overlay, and clients that ask again until they are answered."""
+    made = Claiming(machines, request.param, tmp_path)
+    yield made
+    made.end()
+
+
+class Claiming:
+    def __init__(self, machines: Machines, overlay: str, folder: Path) -> None:
+        self.machines = machines
+        self.overlay = overlay
+        self._folder = folder
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def start(self) -> None:
+        maps = by_kind(SETS[f"deploy/overlays/{self.overlay}"], "ConfigMap")
+        (settings,) = [each["data"] for each in maps if "PYTHONRICING_STORE" in each["data"]]
+        settings = settings | {"PYTHONRICING_LIMIT": "1000000", "PYTHONPATH": str(ROOT)}
+        self._run([str(Path(sys.executable).with_name("pythonricing")), "serve", "--workers", "2"], "service", settings)
+        wait_until(lambda: self._get("/readyz")[0] == 200, "the service to be ready")
+        self._run(["-c", CLAIMS, str(self._folder / "stop")], "claims", {"PYTHONPATH": str(ROOT)})
+
+    def count(self) -> int:
+        """The count of the store, once it can be asked."""
+        return int(wait_until(lambda: self._get("/counters/default"), "the count")[1].get("count", 0))
+
+    def wait_for_more(self) -> None:
+        before = self.count()
+        wait_until(lambda: self.count() > before + 10, "claims to be admitted")
+
+    def finish(self) -> tuple[dict[str, int], list[int]]:
+        """How often each status was answered, and every number that was given."""
+        (self._folder / "stop").touch()
+        self._processes[1].wait(PATIENCE)
+        statuses, owned = json.loads((self._folder / "claims.log").read_text())
+        return statuses, owned
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.wait(PATIENCE)
+
+    def _run(self, command: list[str], name: str, settings: dict[str, str]) -> None:
+        with (self._folder / f"{name}.log").open("w") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    [*self.machines.inside(), sys.executable, *command],
+                    env=self.machines.environment | settings,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+
+    def _get(self, path: str) -> tuple[int, dict[str, Any]]:
+        ask = (
+            "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8080); c.request('GET', sys.argv[1]);"
+            "r = c.getresponse(); print(r.status, r.read().decode())"
+        )
+        answer = self.machines.run(sys.executable, "-c", ask, path, check=False)
+        status, _, body = answer.partition(" ")
+        return (int(status), json.loads(body)) if status.isdecimal() else (0, {})
+
+
+@pytest.mark.parametrize("claiming", ["sentinel"], indirect=True)
+def test_no_number_is_given_twice_or_lost_while_masters_come_and_go(sentinels: Sentinels, claiming: Claiming) -> None:
+    claiming.start()
+    claiming.wait_for_more()
+    lost = sentinels.stores[0]
+    lost.kill()
+    master = sentinels.another_than(lost)
+    claiming.wait_for_more()
+    lost.start()
+    wait_until_ready(*sentinels.stores)
+    wait_until(lambda: all(map(sentinels.knows_all, sentinels.pods)), "the Sentinels to know all")
+    master.stop()
+    sentinels.another_than(master)
+    claiming.wait_for_more()
+    statuses, owned = claiming.finish()
+    assert set(statuses) <= {"200", "503", "0"}
+    assert owned == list(range(1, claiming.count() + 1))
+
+
+@pytest.mark.parametrize("claiming", ["cluster"], indirect=True)
+def test_no_number_is_given_twice_or_lost_while_nodes_are_replaced(nodes: list[Pod], claiming: Claiming) -> None:
+    create(nodes[0].machines)
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    claiming.start()
+    for node in nodes[:3]:
+        claiming.wait_for_more()
+        node.stop()
+        node.start()
+        wait_until(lambda: is_whole(nodes), "the cluster")
+    claiming.wait_for_more()
+    statuses, owned = claiming.finish()
+    assert set(statuses) <= {"200", "503", "0"}
+    assert owned == list(range(1, claiming.count() + 1))
