@@ -196,7 +196,9 @@ class Pod:
 
     def _environment(self) -> dict[str, str]:
         fields = {"metadata.name": self.name, "status.podIP": self.address}
-        return {each["name"]: fields[each["valueFrom"]["fieldRef"]["fieldPath"]] for each in self._container["env"]}
+        return {
+            each["name"]: fields[each["valueFrom"]["fieldRef"]["fieldPath"]] for each in self._container.get("env", [])
+        }
 
     def _here(self, command: list[str]) -> list[str]:
         """A command with the folders that the pod's mounts are here."""

@@ -191,6 +191,16 @@ def test_a_sentinel_without_its_volume_learns_who_the_master_is(sentinels: Senti
     wait_until(lambda: sentinels.named() is master, "all Sentinels to agree")
 
 
+def test_the_counters_of_a_single_valkey_are_taken_over(machines: Machines) -> None:
+    (single,) = machines.play(stateful_set("valkey", "pythonricing-store"), DEPLOY)
+    wait_until_ready(single)
+    assert single.ask("set", "number", "1") == ["OK"]
+    single.kill()
+    sentinels = Sentinels(machines)
+    assert masters(sentinels.stores) == [sentinels.stores[0]]
+    assert all(store.ask("get", "number") == ["1"] for store in sentinels.stores)
+
+
 def test_a_store_waits_for_the_word_of_two_sentinels(sentinels: Sentinels) -> None:
     for pod in (*sentinels.stores[:1], *sentinels.pods[1:]):
         pod.kill()
@@ -298,6 +308,25 @@ def test_a_replica_takes_a_lost_masters_place(machines: Machines, nodes: list[Po
     lost.start()
     wait_until(lambda: is_whole(nodes), "the cluster")
     assert lost not in masters(nodes)
+
+
+def test_a_node_without_its_volume_becomes_a_replica_by_hand(machines: Machines, nodes: list[Pod]) -> None:
+    create(machines)
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    count_in(nodes, "7")
+    lost = nodes[1]
+    (old_id,) = lost.ask("cluster", "myid")
+    lost.kill()
+    lost.forget()
+    lost.start()
+    wait_until(lambda: nodes[4] in masters(nodes), "the replica to take over")
+    (new_id,) = nodes[4].ask("cluster", "myid")
+    wait_until(lambda: lost.ask("cluster", "replicate", new_id) == ["OK"], "the node to know its master")
+    for node in nodes:
+        node.ask("cluster", "forget", old_id)
+    wait_until(lambda: is_whole(nodes), "the cluster")
+    assert topology(nodes)[lost] == new_id
+    assert number_in(nodes) == ["7", "7", "7"]
 
 
 def test_a_master_of_a_cluster_that_is_replaced_hands_over_first(machines: Machines, nodes: list[Pod]) -> None:
