@@ -154,9 +154,8 @@ def test_a_master_that_is_replaced_hands_over_first(sentinels: Sentinels) -> Non
     leaving = sentinels.stores[0]
     counter.count(leaving)
     leaving.stop()
-    assert "failover-abort" not in sentinels.pods[0].log.read_text()
-    assert not any("+sdown master" in each.log.read_text() for each in sentinels.pods), "nobody had to miss it"
     master = sentinels.another_than(leaving)
+    assert not any("+sdown master" in each.log.read_text() for each in sentinels.pods), "nobody had to miss it"
     leaving.start()
     wait_until_replicated(sentinels.stores, master, counter)
 
