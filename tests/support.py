@@ -158,23 +158,33 @@ class RedisServer:
 class SentinelServer(RedisServer):
     """A Sentinel that watches one master, called `service`."""
 
-    def __init__(self, folder: Path, master: int, *, quorum: int, down_after: float, program: str | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        master: int,
+        *,
+        quorum: int,
+        down_after: float,
+        failover_timeout: float,
+        program: str | None,
+    ) -> None:
         super().__init__(folder, program)
         config = folder / "sentinel.conf"
         config.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {folder}\nlogfile {folder / 'sentinel.log'}\n"
             f"sentinel monitor service 127.0.0.1 {master} {quorum}\n"
             f"sentinel down-after-milliseconds service {down_after * 1000:.0f}\n"
-            f"sentinel failover-timeout service {down_after * 6000:.0f}\n"
+            f"sentinel failover-timeout service {failover_timeout * 1000:.0f}\n"
             "sentinel parallel-syncs service 8\n"
         )
         self._command = [program or str(get_binary_path()), str(config), "--sentinel"]
 
     def start(self) -> SentinelServer:
         super().start()
-        # Look more often than in production, and don't take a busy machine for a broken clock.
+        # Look more often than in production: several times in `down_after`, or a master that was just promoted looks
+        # dead before it is asked for the first time. And don't take a busy machine for a broken clock.
         self.run(
-            *("SENTINEL", "DEBUG", "INFO-PERIOD", 500, "PUBLISH-PERIOD", 500, "ASK-PERIOD", 200),
+            *("SENTINEL", "DEBUG", "PING-PERIOD", 400, "INFO-PERIOD", 500, "PUBLISH-PERIOD", 500, "ASK-PERIOD", 200),
             *("TILT-TRIGGER", 10_000, "TILT-PERIOD", 1_000),
         )
         return self
@@ -183,8 +193,9 @@ class SentinelServer(RedisServer):
 class SentinelServers:
     """One master, its replicas, and the Sentinels that promote a replica if a majority of them misses the master.
 
-    `options` are the data servers'. `down_after` is how many seconds without an answer a Sentinel waits. `door` gives
-    the port at which everybody else knows a data server, for instance a proxy's.
+    `options` are the data servers'. A Sentinel waits `down_after` seconds for an answer, and tries a failover again
+    after twice `failover_timeout`. `door` gives the port at which everybody else knows a data server, such as a
+    proxy's.
     """
 
     def __init__(
@@ -193,7 +204,8 @@ class SentinelServers:
         *options: str,
         replicas: int = 1,
         sentinels: int = 3,
-        down_after: float = 0.5,
+        down_after: float = 1.0,
+        failover_timeout: float = 2.0,
         program: str | None = None,
         door: Callable[[int], int] = lambda port: port,
     ) -> None:
@@ -218,6 +230,7 @@ class SentinelServers:
                 *(folder / f"sentinel-{number}", master),
                 quorum=sentinels // 2 + 1,
                 down_after=down_after,
+                failover_timeout=failover_timeout,
                 program=program,
             )
             for number in range(sentinels)
@@ -696,12 +709,13 @@ class Client:
 
 @dataclass
 class Call:
-    """One claim as its client saw it; `status` is 0 if no answer came."""
+    """One claim as its client saw it; `status` is 0 if no answer came, `at` is the monotonic time of its end."""
 
     n: int
     status: int
     body: Any
     key: str | None = None
+    at: float = field(default_factory=time.monotonic)
 
     @property
     def numbers(self) -> Iterable[int]:
@@ -752,12 +766,13 @@ async def hammer(
     *,
     retry: Collection[int] = (),
     pace: float = 0.0,
+    rest: float = 0.0,
     history: History | None = None,
 ) -> History:
     """Send a claim of each size in `claims` from as many keep-alive clients, as fast as they are answered.
 
     With `keys`, each claim has an idempotency key; an answer whose status is in `retry` (0: none came) is then asked
-    for again with it. After any answer but 200, a client waits for `pace` seconds.
+    for again with it. A client waits for `rest` seconds after any answer, and for `pace` after any but 200.
     """
     history = History() if history is None else history
     sizes = iter(claims)
@@ -775,6 +790,8 @@ async def hammer(
                 history.calls.append(Call(n, status, body, key))
                 if status != 200 and pace:
                     await asyncio.sleep(pace)
+                if rest:
+                    await asyncio.sleep(rest)
                 if key is None or status not in retry:
                     break
         client.close()

@@ -122,6 +122,20 @@ def test_a_newer_schema_is_left_alone(empty_postgres: PostgresServer, tmp_path: 
     assert "version 3, newer than this pythonricing knows (2); upgrade it" in line
 
 
+def test_an_older_schema_is_brought_up_to_date_and_keeps_the_counters(
+    empty_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    run("reset", home=tmp_path, store=empty_postgres.url, limit=7)
+    # As version 1 was: its claim didn't know what a loss should do.
+    empty_postgres.sql(
+        "UPDATE pythonricing.installation SET version = 1",
+        "DROP PROCEDURE pythonricing.claim",
+        "SELECT",
+    )
+    assert run("status", home=tmp_path, store=empty_postgres.url)[1] == "default: 0 of 7\n"
+    assert empty_postgres.sql("SELECT version FROM pythonricing.installation") == [(postgres.VERSION,)]
+
+
 def test_installing_it_again_changes_nothing(empty_postgres: PostgresServer) -> None:
     async def scenario() -> None:
         async with opened(empty_postgres.url) as store:
@@ -238,7 +252,7 @@ def test_a_deadlock_is_broken_and_the_claim_counted_once(empty_postgres: Postgre
         try:
             async with other.transaction():
                 await other.execute("SELECT FROM pythonricing.receipt FOR UPDATE")
-                claim = asyncio.create_task(counters.claim("default"))
+                claim = asyncio.ensure_future(counters.claim("default"))
                 await until(empty_postgres, WAITING, (True,))
                 # The claim holds the counter and wants the receipt. One of the two is cancelled: let it be the claim.
                 await other.execute("SET LOCAL deadlock_timeout = '1h'")

@@ -20,7 +20,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, RedisError
 
 from pythonricing.stores.base import Link, StoreError, StoreUnavailable, StoreURLError
-from pythonricing.stores.redis import INDEX, Pipeline, RedisStore
+from pythonricing.stores.redis import INDEX, REDIRECTIONS, Pipeline, RedisStore, ignore
 from pythonricing.stores.sentinel import CONNECT_SECONDS, addresses
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from pythonricing.settings import OnLoss
 
-#: Seconds between two looks at the cluster's slots, at least; while a shard can't be reached, up to MAX_LOOK_SECONDS.
-LOOK_SECONDS = 0.05
-MAX_LOOK_SECONDS = 1.0
+#: Seconds between two looks at the cluster's slots (some 10 ms of a CPU each), growing while a shard can't be reached.
+LOOK_SECONDS = 0.1
+MAX_LOOK_SECONDS = 0.5
 
 
 class ClusterStore(RedisStore):
@@ -46,6 +46,7 @@ class ClusterStore(RedisStore):
         self._looking: asyncio.Task[None] | None = None
         self._look_again = asyncio.Event()
         self._news = asyncio.Event()  # replaced with each change of slots or connections
+        self._owners: dict[int, str] = {}  # as they were last looked at
         self._trouble = ""
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -127,7 +128,7 @@ class ClusterStore(RedisStore):
         """Whether a shard's master answers and is in a part of the cluster that serves."""
         try:
             async with asyncio.timeout(self._timeout / 2):
-                state = await self._link_to(node).connection.call("CLUSTER", "INFO")
+                state = await self._link_to(node).connection.confirmed("CLUSTER", "INFO")
         except (StoreUnavailable, TimeoutError):
             return False
         return isinstance(state, bytes) and b"cluster_state:ok" in state
@@ -149,8 +150,9 @@ class ClusterStore(RedisStore):
                 self._look_again.set()
                 if not failures:
                     logger.warning("the slots of {} can't be read, trying again: {}", self._where, error)
-            await self._slots.aclose()
-            await self._slots.aclose("startup_nodes")
+            with suppress(Exception):  # one look in many: nothing waits for these connections
+                await self._slots.aclose()
+                await self._slots.aclose("startup_nodes")
             await self._follow()
             if not all(link.connected for link in self._links.values()):
                 self._look_again.set()
@@ -169,10 +171,15 @@ class ClusterStore(RedisStore):
                 del self._links[node]
                 self._retired += max(0, link.reconnects)
                 await link.close()
-        self._tell_news()
+        owners = {slot: nodes[0].name for slot, nodes in self._slots.slots_cache.items()}
+        if owners != self._owners:
+            self._owners = owners
+            self._tell_news()
 
     def _masters(self) -> list[str]:
-        return list({id(nodes): str(nodes[0].name) for nodes in self._slots.slots_cache.values()}.values())
+        # Slots of one range share one list, and a master may have several ranges.
+        ranges = {id(nodes): nodes for nodes in self._slots.slots_cache.values()}
+        return list(dict.fromkeys(str(nodes[0].name) for nodes in ranges.values()))
 
     def _link_to(self, node: str) -> Link[Pipeline]:
         """The link to a node; made if it is the first time that this node is needed."""
@@ -216,9 +223,11 @@ class ClusterStore(RedisStore):
         # Nothing was executed.
         if kind == "MOVED":
             self._look_again.set()
-            with suppress(KeyError):  # a slot that nobody served when it was looked
+            with suppress(KeyError, RedisError):  # a slot that nobody served when it was looked; a node without a host
                 await self._slots.move_slot(MovedError(where))
-            link = self._link_to(self.node(name))
+            if not (node := self.node(name)):
+                raise StoreUnavailable(error)
+            link = self._link_to(node)
         else:
             asked = AskError(where)
             link = self._link_to(f"{asked.host}:{asked.port}")
@@ -237,14 +246,15 @@ class ClusterStore(RedisStore):
             return None
 
     async def _follow_redirections(self, name: str, *command: str | int) -> Any:
-        pipeline = self._pipeline(name)
-        reply = await pipeline.call(*command)
-        while isinstance(reply, hiredis.ReplyError):
-            pipeline, asking = await self._redirect(name, str(reply), pipeline)
+        pipeline, asking = self._pipeline(name), False
+        for _ in range(REDIRECTIONS):
             if asking:
-                pipeline.call("ASKING").add_done_callback(lambda reply: reply.exception())
+                pipeline.call("ASKING").add_done_callback(ignore)
             reply = await pipeline.call(*command)
-        return reply
+            if not isinstance(reply, hiredis.ReplyError):
+                return reply
+            pipeline, asking = await self._redirect(name, str(reply), pipeline)
+        raise StoreUnavailable(str(reply))
 
     def _tell(self, *command: str | int) -> None:
         async def tell() -> None:

@@ -298,6 +298,8 @@ class RedisStore:
         await self._link.ready()
 
     async def probe(self) -> list[str] | None:
+        if self._replicas:
+            await self._link.connection.confirmed("PING")
         return None
 
     async def claim(self, batch: Batch) -> Verdict:
@@ -335,9 +337,8 @@ class RedisStore:
         listed = await self._call(INDEX, "ZRANGE", INDEX, "-", "+", "BYLEX", "LIMIT", 0, limit)
         if isinstance(listed, hiredis.ReplyError):
             raise StoreRejected(str(listed))
-        return await self._browse([name.decode() for name in listed])
-
-    async def _browse(self, names: list[str]) -> list[Counter]:
+        # Without the index's server, those that this worker has used lately.
+        names = sorted(self._indexed)[:limit] if listed is None else [name.decode() for name in listed]
         replies = await asyncio.gather(
             *(
                 self._call(name, "HMGET", f"pythonricing:{{{name}}}", "count", "limit", "epoch", "lost")
@@ -373,7 +374,7 @@ class RedisStore:
     def _tell(self, *command: str | int) -> None:
         """Send a command to the index without waiting for its reply."""
         with suppress(StoreUnavailable):
-            self._link.connection.call(*command).add_done_callback(_ignore)
+            self._link.connection.call(*command).add_done_callback(ignore)
 
     async def _claim(
         self,
@@ -441,7 +442,7 @@ class RedisStore:
             else:
                 pipeline, asking = await self._redirect(name, str(error), pipeline)
             if asking:
-                pipeline.call("ASKING").add_done_callback(_ignore)
+                pipeline.call("ASKING").add_done_callback(ignore)
             reply = await (pipeline.confirmed if confirm else pipeline.call)(*command, *arguments)
             if not isinstance(reply, hiredis.ReplyError):
                 return reply
@@ -511,7 +512,7 @@ def node_name(options: Mapping[str, Any]) -> str:
     return path or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
 
 
-def _ignore(reply: asyncio.Future[Any]) -> None:
+def ignore(reply: asyncio.Future[Any]) -> None:
     """Nothing depends on this reply, an error neither."""
     if not reply.cancelled():
         reply.exception()

@@ -7,9 +7,10 @@ import shutil
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from itertools import pairwise, repeat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tests.support import PATIENCE, History, PostgresServer, RedisServer, hammer, wait_until
 
@@ -21,70 +22,65 @@ if TYPE_CHECKING:
     from tests.support import Service
 
 
-class Victim(Protocol):
+class Victim(ABC):
     """A store server and the harm that can be done to it. It keeps what it has acknowledged through a crash."""
 
-    #: Its address, for the service.
-    url: str
+    def __init__(self, server: RedisServer | PostgresServer) -> None:
+        self.server = server
+        #: Its address, for the service.
+        self.url = server.url
+        #: Its TCP port, for a proxy.
+        self.port = server.port
 
     def start(self) -> None:
         """Start it, or start it again on its data, and wait until it answers."""
-
-    def kill(self) -> None:
-        """End it as a power cut would end the process."""
-
-    def pause(self) -> None:
-        """Stop it from doing anything; its connections stay open."""
-
-    def resume(self) -> None:
-        """Go on after a pause."""
-
-    def drop_connections(self) -> None:
-        """Close every client's connection, whatever is under way."""
-
-    def wipe(self) -> None:
-        """Lose all data, while running."""
-
-    def backup(self) -> None:
-        """Keep a copy of the data as it is now."""
-
-    def restore(self) -> None:
-        """Be replaced by the copy, as after a disaster."""
-
-    def proxied(self, proxy: Proxy) -> str:
-        """Its address through a proxy."""
-
-    @property
-    def port(self) -> int:
-        """Its TCP port, for a proxy."""
-
-    def stop(self) -> None:
-        """Clean up."""
-
-
-class RedisVictim:
-    """Valkey with an append-only file that is flushed before every reply."""
-
-    def __init__(self, folder: Path) -> None:
-        self.server = RedisServer(folder)
-        self.url = self.server.url
-        self._copy = folder.with_name(f"{folder.name}-copy")
-
-    @property
-    def port(self) -> int:
-        return self.server.port
-
-    def start(self) -> None:
         self.server.start()
 
     def kill(self) -> None:
+        """End it as a power cut would end the process."""
         self.server.kill()
 
     def pause(self) -> None:
+        """Stop it from doing anything; its connections stay open."""
         self.server.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
+        """Go on after a pause."""
         self.server.signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Clean up."""
+        self.server.stop()
+
+    @abstractmethod
+    def drop_connections(self) -> None:
+        """Close every client's connection, whatever is under way."""
+
+    @abstractmethod
+    def wipe(self) -> None:
+        """Lose all data, while running."""
+
+    @abstractmethod
+    def backup(self) -> None:
+        """Keep a copy of the data as it is now."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Be replaced by the copy, as after a disaster."""
+
+    @abstractmethod
+    def proxied(self, proxy: Proxy) -> str:
+        """Its address through a proxy."""
+
+
+class RedisVictim(Victim):
+    """Valkey with an append-only file that is flushed before every reply."""
+
+    server: RedisServer
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(RedisServer(folder))
+        self._copy = folder.with_name(f"{folder.name}-copy")
 
     def drop_connections(self) -> None:
         self.server.command("CLIENT", "KILL", "TYPE", "normal")
@@ -106,33 +102,15 @@ class RedisVictim:
     def proxied(self, proxy: Proxy) -> str:
         return f"redis://127.0.0.1:{proxy.port}/0"
 
-    def stop(self) -> None:
-        self.server.stop()
 
-
-class PostgresVictim:
+class PostgresVictim(Victim):
     """PostgreSQL, which flushes its log before every commit."""
 
+    server: PostgresServer
+
     def __init__(self, folder: Path) -> None:
-        self.server = PostgresServer()
-        self.url = self.server.url
+        super().__init__(PostgresServer())
         self._copy = self.server.folder / "copy"
-
-    @property
-    def port(self) -> int:
-        return self.server.port
-
-    def start(self) -> None:
-        self.server.start()
-
-    def kill(self) -> None:
-        self.server.kill()
-
-    def pause(self) -> None:
-        self.server.signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.server.signal(signal.SIGCONT)
 
     def drop_connections(self) -> None:
         self.server.terminate_backends()
@@ -154,9 +132,6 @@ class PostgresVictim:
     def proxied(self, proxy: Proxy) -> str:
         return f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
 
-    def stop(self) -> None:
-        self.server.stop()
-
 
 #: The stores that the suite attacks.
 VICTIMS: dict[str, Callable[[Path], Victim]] = {"redis": RedisVictim, "postgres": PostgresVictim}
@@ -174,13 +149,22 @@ class Load:
         keys: bool = False,
         retry: Collection[int] = (),
         pace: float = 0.0,
+        rest: float = 0.0,
     ) -> None:
         self.history = History()
         self._stopping = threading.Event()
         sizes = self._sizes(claims)
         self._thread = threading.Thread(
             target=lambda: asyncio.run(
-                hammer(service.port, clients, sizes, keys=keys, retry=retry, pace=pace, history=self.history)
+                hammer(
+                    service.port,
+                    *(clients, sizes),
+                    keys=keys,
+                    retry=retry,
+                    pace=pace,
+                    rest=rest,
+                    history=self.history,
+                )
             ),
             daemon=True,
         )
@@ -243,19 +227,26 @@ def orphans(service: Service) -> set[int]:
     return {number for e in extras for number in range(e["orphaned"] - e["n"] + 1, e["orphaned"] + 1)}
 
 
-def judge(history: History, service: Service, *, limit: int, statuses: Collection[int], killed: bool = False) -> None:
+def judge(
+    history: History,
+    service: Service,
+    *others: Service,
+    limit: int,
+    statuses: Collection[int],
+    killed: bool = False,
+) -> None:
     """Hold what the clients saw against the store's final count and the service's log; explain what doesn't fit.
 
     Every number up to the count belongs to one claim, or is logged as orphaned; where a worker was `killed`, as many
     as claims were left without an answer may belong to nobody. A worker that isn't connected again yet accounts for
-    its last batch once it is.
+    its last batch once it is. `others` are services on the same store.
     """
     owned = history.owned()
     owners = set(owned)
     in_flight = sum(call.n for call in history.calls if call.status == 0) if killed else 0
 
     def account() -> tuple[int, set[int], set[int]]:
-        count, orphaned = count_of(service), orphans(service)
+        count, orphaned = count_of(service), set().union(*map(orphans, (service, *others)))
         return count, orphaned, set(range(1, count + 1)) - owners - orphaned
 
     deadline = time.monotonic() + PATIENCE / 4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from tests.support import PATIENCE, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
 #: pass      forward everything
@@ -28,12 +28,16 @@ class _Pipe:
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
+        #: The client's port.
+        self.client = 0
         self.deaf = self.mute = False
         self.held: list[bytes] = []
         self.writers: list[asyncio.StreamWriter] = []
 
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
+        self.client = writer.get_extra_info("peername")[1]
+        self.mute = self.deaf = not self.proxy.reachable_from(self.client)
         self.proxy.pipes.add(self)
         try:
             store_reader, store_writer = await asyncio.open_connection("127.0.0.1", self.proxy.target)
@@ -106,6 +110,8 @@ class Proxy:
         #: Seconds for which a late command's connection stays open after it was delivered.
         self.linger = 0.2
         self.pipes: set[_Pipe] = set()
+        #: Whether a client, given by its port, is on the store's side of a partition.
+        self.reachable_from: Callable[[int], bool] = lambda client: True
         self.released = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,6 +134,18 @@ class Proxy:
     def drop(self) -> None:
         """Close every connection once."""
         self._call(self._drop())
+
+    def part(self, reachable_from: Callable[[int], bool]) -> None:
+        """Let only these clients reach the store from now on; to others it is silent, in both directions."""
+        self.reachable_from = reachable_from
+        for pipe in list(self.pipes):
+            if not reachable_from(pipe.client):
+                pipe.mute = pipe.deaf = True
+
+    def heal(self) -> None:
+        """Let every client reach the store again, over new connections."""
+        self.reachable_from = lambda client: True
+        self._call(self._drop(lambda pipe: pipe.mute))
 
     def release(self) -> None:
         """Deliver the commands that were held back."""
@@ -152,6 +170,6 @@ class Proxy:
             self._server.close()
         await self._drop()
 
-    async def _drop(self) -> None:
-        for pipe in list(self.pipes):
+    async def _drop(self, which: Callable[[_Pipe], bool] = lambda pipe: True) -> None:
+        for pipe in filter(which, list(self.pipes)):
             pipe.close()
