@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -46,11 +47,16 @@ def resolve(folder: Path) -> list[Manifest]:
     """What `kubectl kustomize` prints, as far as the files here go: resources, patches and images."""
     (kustomization,) = read(folder / "kustomization.yaml")
     known = {"apiVersion", "kind", "namespace", "labels", "resources", "patches", "images"}
+    known |= {"configMapGenerator", "generatorOptions"}
     assert set(kustomization) <= known, "the tests don't know how to resolve this"
     manifests: list[Manifest] = []
     for name in kustomization["resources"]:
         path = folder / name
         manifests += resolve(path) if path.is_dir() else read(path)
+    for entry in kustomization.get("configMapGenerator", []):
+        assert kustomization["generatorOptions"] == {"disableNameSuffixHash": True}
+        data = {name: (folder / name).read_text() for name in entry["files"]}
+        manifests.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": entry["name"]}, "data": data})
     for entry in kustomization.get("patches", []):
         for patch in read(folder / entry["path"]):
             targets = [index for index, each in enumerate(manifests) if identity(each) == identity(patch)]
@@ -71,7 +77,7 @@ def identity(manifest: Manifest) -> tuple[str, str, str]:
 def pod_spec(manifest: Manifest) -> Manifest | None:
     if manifest["kind"] == "Pod":
         return manifest["spec"]
-    return manifest["spec"]["template"]["spec"] if manifest["kind"] in ("Deployment", "StatefulSet") else None
+    return manifest["spec"]["template"]["spec"] if manifest["kind"] in ("Deployment", "StatefulSet", "Job") else None
 
 
 def containers(manifest: Manifest) -> list[Manifest]:
@@ -121,10 +127,12 @@ def test_kustomize_makes_of_the_overlays_what_these_tests_check(overlay: str) ->
     assert made.keys() == expected.keys()
     for manifest in made.values():
         kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
+        assert manifest.get("data") == expected[identity(manifest)].get("data")
         of_ours = {each["name"]: each for each in containers(expected[identity(manifest)])}
         for container in containers(manifest):
             ours = of_ours[container["name"]]
             assert container["image"] == ours["image"]
+            assert [container.get("command"), container.get("args")] == [ours.get("command"), ours.get("args")]
             assert {each["name"]: each for each in container.get("env", [])} == {
                 each["name"]: each for each in ours.get("env", [])
             }
@@ -160,7 +168,8 @@ def test_a_pod_has_no_privileges(manifest: Manifest) -> None:
 @pytest.mark.parametrize("manifest", PODS)
 def test_a_container_is_probed_and_has_resources(manifest: Manifest) -> None:
     for container in containers(manifest):
-        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
+        # A Job is done when it ends, and nobody asks it anything.
+        assert manifest["kind"] == "Job" or {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
         assert "memory" in container["resources"]["limits"]
         if container["name"] == "app":
@@ -178,13 +187,15 @@ def test_every_reference_inside_a_set_is_met(name: str) -> None:
         for source in container.get("envFrom", []):
             assert source["configMapRef"]["name"] in config_maps
         ports = {port["name"] for port in container.get("ports", [])}
-        for probe in (container[kind] for kind in ("startupProbe", "livenessProbe", "readinessProbe")):
+        for probe in (container.get(kind, {}) for kind in ("startupProbe", "livenessProbe", "readinessProbe")):
             assert "httpGet" not in probe or probe["httpGet"]["port"] in ports
         volumes = {volume["name"] for each in workloads for volume in (pod_spec(each) or {}).get("volumes", [])}
         volumes |= {
             claim["metadata"]["name"] for each in workloads for claim in each["spec"].get("volumeClaimTemplates", [])
         }
         assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
+    for volume in (volume for each in workloads for volume in (pod_spec(each) or {}).get("volumes", [])):
+        assert volume.get("configMap", {}).get("name") in {*config_maps, None}
     labels = [each["spec"]["template"]["metadata"]["labels"].items() for each in workloads if each["kind"] != "Pod"]
     for service in by_kind(manifests, "Service"):
         assert any(service["spec"]["selector"].items() <= each for each in labels)
@@ -200,9 +211,12 @@ def test_only_settings_that_the_service_knows_are_set(name: str) -> None:
     from pythonricing.settings import PREFIX, Settings
 
     known = {PREFIX + field.upper() for field in Settings.__struct_fields__}
-    given = {key: value for each in by_kind(SETS[name], "ConfigMap") for key, value in each["data"].items()}
+    apps = [each for manifest in SETS[name] for each in containers(manifest) if each["name"] == "app"]
+    sources = {source["configMapRef"]["name"] for each in apps for source in each["envFrom"]}
+    maps = [each["data"] for each in by_kind(SETS[name], "ConfigMap") if each["metadata"]["name"] in sources]
+    given = {key: value for data in maps for key, value in data.items()}
     Settings.from_environ(given)
-    for container in (each for manifest in SETS[name] for each in containers(manifest) if each["name"] == "app"):
+    for container in apps:
         given |= {each["name"]: "" for each in container["env"] if each["name"].startswith(PREFIX)}
     assert set(given) <= known
     assert PREFIX + "STORE" in given
@@ -242,13 +256,135 @@ def test_only_the_service_reaches_the_store() -> None:
     assert [rule["from"] for each in reaching for rule in each["ingress"]] == [[{"podSelector": app}]]
 
 
-@pytest.mark.parametrize("name", ["playfile.yaml", "deploy/overlays/valkey"])
+@pytest.mark.parametrize(
+    "name", ["playfile.yaml", *(f"deploy/overlays/{name}" for name in ("valkey", "sentinel", "cluster"))]
+)
 def test_the_store_keeps_counts_on_disk_and_evicts_none(name: str) -> None:
-    (command,) = [each["command"] for manifest in SETS[name] for each in containers(manifest) if each["name"] != "app"]
-    options = dict(zip(command[1::2], command[2::2], strict=True))
+    stores = [each for manifest in SETS[name] for each in containers(manifest) if "--appendonly" in str(each)]
+    (words,) = [[*each["command"], *each.get("args", [])] for each in stores]
+    options = dict(pairwise(words[words.index("--dir") :]))
     assert options["--appendonly"] == "yes"
     assert options["--appendfsync"] == "everysec"
     assert options["--maxmemory-policy"] == "noeviction"
+
+
+def stateful(name: str) -> dict[str, Manifest]:
+    return {each["metadata"]["name"]: each for each in by_kind(SETS[name], "StatefulSet")}
+
+
+def names_of_pods(name: str) -> dict[str, int]:
+    """The DNS names that pods of stateful sets have, and their port."""
+    return {
+        f"{each}-{i}.{manifest['spec']['serviceName']}": containers(manifest)[0]["ports"][0]["containerPort"]
+        for each, manifest in stateful(name).items()
+        for i in range(manifest["spec"]["replicas"])
+    }
+
+
+OF_SEVERAL_NODES = pytest.mark.parametrize("name", ["deploy/overlays/sentinel", "deploy/overlays/cluster"])
+
+
+@OF_SEVERAL_NODES
+def test_the_store_of_several_nodes_is_found_by_names_that_last(name: str) -> None:
+    (settings,) = [each["data"] for each in by_kind(SETS[name], "ConfigMap") if "PYTHONRICING_STORE" in each["data"]]
+    hosts = urlsplit(settings["PYTHONRICING_STORE"]).netloc.split(",")
+    pods = names_of_pods(name)
+    assert len(hosts) == 3
+    assert set(hosts) <= {f"{host}:{port}" for host, port in pods.items()}
+    services = {each["metadata"]["name"]: each["spec"] for each in by_kind(SETS[name], "Service")}
+    for manifest in stateful(name).values():
+        spec = services[manifest["spec"]["serviceName"]]
+        assert spec["clusterIP"] == "None"
+        assert spec["publishNotReadyAddresses"] is True
+        assert spec["selector"].items() <= manifest["spec"]["template"]["metadata"]["labels"].items()
+    # The scripts name every pod that there is and no other, wherever a number is left open.
+    for script in scripts(name).values():
+        for numbers, body in re.findall(r"for i in ([\d ]+); do(.*?)done", script, re.DOTALL):
+            for stem, service in re.findall(r"\b(pythonricing-\w+)-\$i\.([a-z-]+)", body):
+                assert [f"{stem}-{i}.{service}" for i in numbers.split()] == [
+                    each for each in pods if each.startswith(f"{stem}-")
+                ]
+        assert set(re.findall(r"pythonricing-\w+-\d\.[a-z-]+", script)) <= set(pods)
+
+
+def scripts(name: str) -> dict[str, str]:
+    (data,) = [each["data"] for each in by_kind(SETS[name], "ConfigMap") if "store.sh" in each["data"]]
+    return {str(key): str(value) for key, value in data.items()}
+
+
+@OF_SEVERAL_NODES
+def test_scripts_are_there_and_any_shell_reads_them(name: str) -> None:
+    used = set(re.findall(r"/etc/pythonricing/(\w+\.sh)", str([containers(each) for each in SETS[name]])))
+    assert used == set(scripts(name))
+    for text in scripts(name).values():
+        assert text.startswith("#!/bin/sh\n")
+        subprocess.run(["sh", "-n"], input=text, text=True, check=True)
+
+
+@OF_SEVERAL_NODES
+def test_nodes_of_a_store_are_spread_and_leave_one_by_one(name: str) -> None:
+    budgets = [each["spec"] for each in by_kind(SETS[name], "PodDisruptionBudget")]
+    for manifest in stateful(name).values():
+        labels = manifest["spec"]["selector"]["matchLabels"]
+        assert manifest["spec"]["podManagementPolicy"] == "Parallel"
+        assert [each["maxUnavailable"] for each in budgets if each["selector"]["matchLabels"] == labels] == [1]
+        spread = {
+            each["topologyKey"]: each for each in manifest["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        }
+        assert spread["kubernetes.io/hostname"]["whenUnsatisfiable"] == "DoNotSchedule"
+        assert all(each["labelSelector"]["matchLabels"] == labels for each in spread.values())
+
+
+def component(selector: Manifest) -> str:
+    return str(selector["matchLabels"]["app.kubernetes.io/component"])
+
+
+def allowed(name: str) -> tuple[set[tuple[str, str, int]], set[tuple[str, str, int]]]:
+    """Which component may send to which, on which port: by the rules of the senders, and of the receivers."""
+    ports = {
+        (each["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"], port["name"]): port[
+            "containerPort"
+        ]
+        for each in SETS[name]
+        if pod_spec(each)
+        for container in containers(each)
+        for port in container.get("ports", [])
+    }
+    sent, received = set(), set()
+    for policy in (each["spec"] for each in by_kind(SETS[name], "NetworkPolicy") if each["spec"]["podSelector"]):
+        own = component(policy["podSelector"])
+        for rule in policy.get("egress", []):
+            for to in rule.get("to", []):
+                sent |= {(own, component(to["podSelector"]), each["port"]) for each in rule["ports"]}
+        for rule in policy.get("ingress", []):
+            for each in rule.get("from", []):
+                sender = component(each["podSelector"])
+                received |= {(sender, own, ports.get((own, port["port"]), port["port"])) for port in rule["ports"]}
+    return sent, received
+
+
+@pytest.mark.parametrize(
+    ("name", "ways"),
+    [
+        ("deploy/overlays/valkey", {("app", "store", 6379)}),
+        (
+            "deploy/overlays/sentinel",
+            {
+                *(("app", "store", 6379), ("store", "store", 6379), ("sentinel", "store", 6379)),
+                *(("app", "sentinel", 26379), ("store", "sentinel", 26379), ("sentinel", "sentinel", 26379)),
+            },
+        ),
+        (
+            "deploy/overlays/cluster",
+            {
+                *(("app", "store", 6379), ("store", "store", 6379), ("create", "store", 6379)),
+                ("store", "store", 16379),
+            },
+        ),
+    ],
+)
+def test_whoever_has_to_reach_the_store_may_and_nobody_else(name: str, ways: set[tuple[str, str, int]]) -> None:
+    assert allowed(name) == (ways, ways)
 
 
 def test_the_deployment_starts_granian_as_the_image_does() -> None:
