@@ -287,7 +287,7 @@ def test_a_shard_that_is_down_holds_up_no_other(clusters: Callable[..., ClusterS
             await counters.put(name, 1_000_000)
             await counters.claim(name)
         down.kill() if how == "killed" else down.pause()
-        waiting = asyncio.create_task(counters.claim(names[down]))
+        waiting = asyncio.ensure_future(counters.claim(names[down]))
         for server, name in names.items():
             if server is not down:
                 for _ in range(20):
