@@ -59,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read the settings from `environ`. Raises SettingsError for the first value that isn't allowed."""
+        """Read the settings from `environ`. Raises SettingsError for the first value that can't be used."""
         values: dict[str, object] = {}
         for field, kind in get_type_hints(cls, include_extras=True).items():
             variable = PREFIX + field.upper()
@@ -73,4 +73,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 allowed = next(meta.description for meta in get_args(kind) if isinstance(meta, Meta))
                 shown = "its value" if field == "admin_token" else repr(without_password(text))
                 raise SettingsError(f"{variable}: {shown} is not {allowed}") from None
-        return cls(**values)  # type: ignore[arg-type]
+        settings = cls(**values)  # type: ignore[arg-type]
+        scheme = settings.store.partition("://")[0]
+        if settings.store_replicas and scheme in ("memory", "postgresql"):
+            hint = "; PostgreSQL itself waits for its standbys (synchronous_commit)" if scheme == "postgresql" else ""
+            raise SettingsError(f"{PREFIX}STORE_REPLICAS: {scheme}:// has no replicas that confirm{hint}")
+        return settings

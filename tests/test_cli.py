@@ -115,6 +115,11 @@ def fails(home: Path, *arguments: str, **settings: object) -> str:
     return errors.strip()
 
 
+def test_replicas_that_nobody_has_are_one_line(tmp_path: Path) -> None:
+    assert fails(tmp_path, "serve", store_replicas=1).endswith("STORE_REPLICAS: the embedded Valkey has no replicas")
+    assert "memory:// has no replicas" in fails(tmp_path, "serve", store="memory://", store_replicas=1)
+
+
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

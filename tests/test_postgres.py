@@ -122,6 +122,20 @@ def test_a_newer_schema_is_left_alone(empty_postgres: PostgresServer, tmp_path: 
     assert "version 3, newer than this pythonricing knows (2); upgrade it" in line
 
 
+def test_an_older_schema_is_brought_up_to_date_and_keeps_the_counters(
+    empty_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    run("reset", home=tmp_path, store=empty_postgres.url, limit=7)
+    # As version 1 was: its claim didn't know what a loss should do.
+    empty_postgres.sql(
+        "UPDATE pythonricing.installation SET version = 1",
+        "DROP PROCEDURE pythonricing.claim",
+        "SELECT",
+    )
+    assert run("status", home=tmp_path, store=empty_postgres.url)[1] == "default: 0 of 7\n"
+    assert empty_postgres.sql("SELECT version FROM pythonricing.installation") == [(postgres.VERSION,)]
+
+
 def test_installing_it_again_changes_nothing(empty_postgres: PostgresServer) -> None:
     async def scenario() -> None:
         async with opened(empty_postgres.url) as store:

@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = "halt") -> Store:
     """The store behind `url`; `timeout` is the seconds for which a claim waits for it.
 
-    `replicas` is how many of a Redis or Valkey must confirm what is changed; `on_loss` is the setting of that name.
+    `replicas` is how many of a Redis or Valkey must confirm a change, 0 for other stores; `on_loss` is that setting.
     Raises StoreURLError for a URL that can't be used and for a driver that isn't installed.
     """
-    scheme = url.partition("://")[0]
-    if replicas and "redis" not in scheme and scheme != "unix":
-        also = "; PostgreSQL waits for its standbys by itself (synchronous_commit)" if scheme == "postgresql" else ""
-        raise StoreURLError(f"{scheme}:// has no replicas to confirm anything{also}")
-    match scheme:
+    match url.partition("://")[0]:
         case "memory":
             from pythonricing.stores.memory import MemoryStore
 
@@ -45,5 +41,5 @@ def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = 
                 raise StoreURLError("PostgreSQL needs its driver: pip install 'pythonricing[postgres]'") from None
 
             return PostgresStore(url, timeout, on_loss)
-        case _:
+        case scheme:
             raise StoreURLError(f"no store is known for {scheme}://")

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from pythonricing.settings import OnLoss
 
-#: Seconds between two looks at the cluster's slots, at least; while a shard can't be reached, up to MAX_LOOK_SECONDS.
-LOOK_SECONDS = 0.05
-MAX_LOOK_SECONDS = 1.0
+#: Seconds between two looks at the cluster's slots (some 10 ms of a CPU each), growing while a shard can't be reached.
+LOOK_SECONDS = 0.1
+MAX_LOOK_SECONDS = 0.5
 
 
 class ClusterStore(RedisStore):
@@ -149,8 +149,9 @@ class ClusterStore(RedisStore):
                 self._look_again.set()
                 if not failures:
                     logger.warning("the slots of {} can't be read, trying again: {}", self._where, error)
-            await self._slots.aclose()
-            await self._slots.aclose("startup_nodes")
+            with suppress(Exception):  # one look in many: nothing waits for these connections
+                await self._slots.aclose()
+                await self._slots.aclose("startup_nodes")
             await self._follow()
             if not all(link.connected for link in self._links.values()):
                 self._look_again.set()
@@ -216,9 +217,11 @@ class ClusterStore(RedisStore):
         # Nothing was executed.
         if kind == "MOVED":
             self._look_again.set()
-            with suppress(KeyError):  # a slot that nobody served when it was looked
+            with suppress(KeyError, RedisError):  # a slot that nobody served when it was looked; a node without a host
                 await self._slots.move_slot(MovedError(where))
-            link = self._link_to(self.node(name))
+            if not (node := self.node(name)):
+                raise StoreUnavailable(error)
+            link = self._link_to(node)
         else:
             asked = AskError(where)
             link = self._link_to(f"{asked.host}:{asked.port}")

@@ -335,9 +335,8 @@ class RedisStore:
         listed = await self._call(INDEX, "ZRANGE", INDEX, "-", "+", "BYLEX", "LIMIT", 0, limit)
         if isinstance(listed, hiredis.ReplyError):
             raise StoreRejected(str(listed))
-        return await self._browse([name.decode() for name in listed])
-
-    async def _browse(self, names: list[str]) -> list[Counter]:
+        # Without the index's server, those that this worker has used lately.
+        names = sorted(self._indexed)[:limit] if listed is None else [name.decode() for name in listed]
         replies = await asyncio.gather(
             *(
                 self._call(name, "HMGET", f"pythonricing:{{{name}}}", "count", "limit", "epoch", "lost")

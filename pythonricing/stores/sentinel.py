@@ -12,6 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.utils import str_if_bytes
 
 from pythonricing.stores.base import StoreURLError
 from pythonricing.stores.redis import Pipeline, RedisStore
@@ -48,10 +49,11 @@ class Sentinels(Sentinel):
     async def _ask(self, sentinel: Any, service_name: str) -> tuple[int, tuple[str, int]]:
         """The configuration epoch that a Sentinel knows and its master. Raises RedisError, also if that is down."""
         state = await sentinel.sentinel_master(service_name)
-        address = await sentinel.sentinel_get_master_addr_by_name(service_name)
+        host, port = await sentinel.sentinel_get_master_addr_by_name(service_name)
+        address = str_if_bytes(host), port
         # A new master is named as soon as it is one; the state is that of the old one until all replicas follow.
         promoted = address != (state["ip"], state["port"])
-        if address is None or not (promoted or self.check_master_state(state, service_name)):
+        if not (promoted or self.check_master_state(state, service_name)):
             raise MasterNotFoundError(f"{state['ip']}:{state['port']} is down")
         return int(state["config-epoch"]), address
 
@@ -94,7 +96,6 @@ class SentinelStore(RedisStore):
             "username": own.get("sentinel_username"),
             "password": own.get("sentinel_password"),
             "protocol": 2,
-            "decode_responses": True,
             "client_name": options["client_name"],
             **({"ssl": True} if scheme == "rediss" else {}),
             **{name: value for name, value in options.items() if name.startswith("ssl_")},
