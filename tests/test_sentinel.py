@@ -335,6 +335,23 @@ def test_a_repeated_key_alone_is_confirmed_too(sentinels: Callable[..., Sentinel
     asyncio.run(scenario())
 
 
+def test_a_worker_is_not_ready_while_too_few_replicas_confirm(
+    sentinels: Callable[..., SentinelServers], service: Callable[..., Service]
+) -> None:
+    servers = sentinels("--appendfsync", "everysec", sentinels=1, down_after=3600.0)
+    running = service(servers.url, wait_for="/readyz", workers=1, store_replicas=1)
+    assert running.get("/", "POST")[0] == 200
+    servers.replicas[0].pause()
+    status, body = running.get("/", "POST")
+    assert status == 503
+    status, body = running.get("/readyz")
+    assert (status, body["detail"]) == (503, "0 of 1 replicas have confirmed in time")
+    servers.replicas[0].resume()
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the worker to be ready again")
+    wait_until(lambda: any("orphaned" in record["extra"] for record in running.log()), "the receipt to settle it")
+    assert running.get("/", "POST")[1]["request_count"] == 3
+
+
 def test_two_replicas_are_not_one(sentinels: Callable[..., SentinelServers]) -> None:
     servers = sentinels("--appendfsync", "everysec", sentinels=1)
 
@@ -473,6 +490,43 @@ def test_an_idle_worker_tells_a_new_master_what_it_has_seen(sentinels: Callable[
         await counters.close()
 
     asyncio.run(scenario())
+
+
+def test_a_worker_tells_of_the_thousand_counters_that_it_saw_last(redis_server: Callable[..., RedisServer]) -> None:
+    server = redis_server(None, "--appendfsync", "no")
+
+    async def scenario() -> None:
+        store = create_store(server.url, 20.0)
+        counters = Counters(store, Silence(), timeout=20.0)
+        await counters.open()
+        for number in range(1005):
+            await counters.put(f"c{number}", 10)
+            await counters.claim(f"c{number}")
+        server.run("CONFIG", "RESETSTAT")
+        server.run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await until(lambda: calls(server, "evalsha") == 1000)
+        server.run("HSET", "pythonricing:{c1004}", "count", 0)
+        server.run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await until(lambda: server.ask("HEXISTS", "pythonricing:{c1004}", "lost") == 1)
+        assert calls(server, "evalsha") <= 2000
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_raised_count_is_logged_once(
+    redis_server: Callable[..., RedisServer], service: Callable[..., Service]
+) -> None:
+    server = redis_server()
+    running = service(server.url, wait_for="/readyz", workers=1, on_loss="raise")
+    for _ in range(3):
+        running.get("/", "POST")
+    server.run("HSET", "pythonricing:{default}", "count", 1)
+    assert [running.get("/", "POST")[1]["request_count"] for _ in range(2)] == [4, 5]
+    events = [record for record in running.log() if "raised_to" in record["extra"]]
+    assert [(event["level"]["name"], event["extra"]) for event in events] == [
+        ("WARNING", {"counter": "default", "raised_from": 1, "raised_to": 3})
+    ]
 
 
 def test_readiness_and_metrics_name_the_master(

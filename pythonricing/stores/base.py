@@ -150,9 +150,9 @@ class Store(Protocol):
         """Wait until the server of a counter is connected; without a name, any server."""
 
     async def probe(self) -> list[str] | None:
-        """The servers that don't answer while others do; None where there is only one, which isn't asked.
+        """The servers that don't answer while others do; None where there is only one, which is for `read` to ask.
 
-        Raises StoreUnavailable if none answers.
+        Raises StoreUnavailable if none answers, or if it is known that too few replicas would confirm a claim.
         """
 
     async def claim(self, batch: Batch) -> Verdict:

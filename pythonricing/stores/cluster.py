@@ -46,6 +46,7 @@ class ClusterStore(RedisStore):
         self._looking: asyncio.Task[None] | None = None
         self._look_again = asyncio.Event()
         self._news = asyncio.Event()  # replaced with each change of slots or connections
+        self._owners: dict[int, str] = {}  # as they were last looked at
         self._trouble = ""
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -127,7 +128,7 @@ class ClusterStore(RedisStore):
         """Whether a shard's master answers and is in a part of the cluster that serves."""
         try:
             async with asyncio.timeout(self._timeout / 2):
-                state = await self._link_to(node).connection.call("CLUSTER", "INFO")
+                state = await self._link_to(node).connection.confirmed("CLUSTER", "INFO")
         except (StoreUnavailable, TimeoutError):
             return False
         return isinstance(state, bytes) and b"cluster_state:ok" in state
@@ -170,7 +171,10 @@ class ClusterStore(RedisStore):
                 del self._links[node]
                 self._retired += max(0, link.reconnects)
                 await link.close()
-        self._tell_news()
+        owners = {slot: nodes[0].name for slot, nodes in self._slots.slots_cache.items()}
+        if owners != self._owners:
+            self._owners = owners
+            self._tell_news()
 
     def _masters(self) -> list[str]:
         return list({id(nodes): str(nodes[0].name) for nodes in self._slots.slots_cache.values()}.values())

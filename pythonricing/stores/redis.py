@@ -298,6 +298,8 @@ class RedisStore:
         await self._link.ready()
 
     async def probe(self) -> list[str] | None:
+        if self._replicas:
+            await self._link.connection.confirmed("PING")
         return None
 
     async def claim(self, batch: Batch) -> Verdict:
