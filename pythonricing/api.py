@@ -119,8 +119,10 @@ def halted(name: str, size: int, request_count: int, limit: int) -> Problem:
 
 
 def explain(error: Exception, name: str) -> Problem:
-    """The answer to what the heart raises."""
+    """The answer to what the heart or an endpoint raises."""
     match error:
+        case Problem():
+            return error
         case NoSuchCounter():
             return Problem(
                 404, "No such counter", f"there is no counter {name}", kind="urn:pythonricing:no-such-counter"
@@ -161,6 +163,22 @@ async def respond(send: Send, status: int, body: bytes, *headers: tuple[bytes, b
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+class Start(dict[int, dict[str, Any]]):
+    """The start of a response by the length of its body, for the answers that are given most."""
+
+    def __init__(self, status: int, *headers: tuple[bytes, bytes]) -> None:
+        self._status, self._headers = status, headers
+
+    def __missing__(self, length: int) -> dict[str, Any]:
+        headers = [*self._headers, (b"content-length", b"%d" % length)]
+        self[length] = {"type": "http.response.start", "status": self._status, "headers": headers}
+        return self[length]
+
+
+_ADMITTED, _REFUSED = Start(200, JSON, NO_STORE), Start(429, PROBLEM_JSON, NO_STORE)
+_CLAIM_HEADERS = frozenset((b"idempotency-key", b"content-length", b"transfer-encoding"))
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
@@ -206,8 +224,6 @@ class Endpoint(ABC):
         name = scope.get("path_params", {}).get("name", DEFAULT)
         try:
             await self.answer(name, scope, receive, send)
-        except Problem as problem:
-            await problem.send(send)
         except Exception as error:
             await explain(error, name).send(send)
 
@@ -216,31 +232,42 @@ class Endpoint(ABC):
         """Answer a request; what it raises becomes a problem. Raises Problem and what the heart raises."""
 
 
-class Claim(Endpoint):
-    """`GET /`, `POST /`, `POST /counters/{name}?n=1`: a claim. `HEAD /` is answered and counts nothing."""
+class Claim:
+    """`GET /`, `POST /`, `POST /counters/{name}?n=1`: a claim. `HEAD /` is answered and counts nothing.
+
+    An Endpoint in all but its layers: each call between the server and the heart would cost every claim.
+    """
 
     def __init__(self, counters: Counters) -> None:
-        super().__init__(counters)
+        self._claim = counters.claim
         self._refusals: dict[tuple[str, int, int, int], bytes] = {}
 
-    async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "HEAD":
-            await respond(send, 200, b"", JSON, NO_STORE)
-            return
-        size = _size(scope["query_string"]) if scope["query_string"] else 1
-        key = None
-        for header, value in scope["headers"]:
-            if header == b"idempotency-key":
-                if key is not None or not KEY.fullmatch(value):
-                    raise _unprocessable("Idempotency-Key must be 1 to 255 visible ASCII characters, given once")
-                key = value.decode("ascii")
-            elif header in (b"content-length", b"transfer-encoding") and value != b"0":
-                await read_body(scope, receive)
-        answer = await self.counters.claim(name, size, key, partial(_left, receive))
-        if answer.admitted:
-            await respond(send, 200, _encode(Claimed(answer.request_count, answer.limit)), JSON, NO_STORE)
-        else:
-            await respond(send, 429, self._refusal(name, size, answer), PROBLEM_JSON, NO_STORE)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, name: str = DEFAULT) -> None:
+        try:
+            if scope["method"] == "HEAD":
+                await respond(send, 200, b"", JSON, NO_STORE)
+                return
+            size = _size(scope["query_string"]) if scope["query_string"] else 1
+            key = None
+            for header, value in scope["headers"]:
+                if header in _CLAIM_HEADERS:
+                    if header == b"idempotency-key":
+                        if key is not None or not KEY.fullmatch(value):
+                            raise _unprocessable(
+                                "Idempotency-Key must be 1 to 255 visible ASCII characters, given once"
+                            )
+                        key = value.decode("ascii")
+                    elif value != b"0":
+                        await read_body(scope, receive)
+            answer = await self._claim(name, size, key, partial(_left, receive))
+            if answer.admitted:
+                start, body = _ADMITTED, _encode(Claimed(answer.request_count, answer.limit))
+            else:
+                start, body = _REFUSED, self._refusal(name, size, answer)
+            await send(start[len(body)])
+            await send({"type": "http.response.body", "body": body})
+        except Exception as error:
+            await explain(error, name).send(send)
 
     def _refusal(self, name: str, size: int, answer: Answer) -> bytes:
         """The body of a refusal, encoded once for as long as the same is refused: a sold-out sale is the busiest."""
@@ -280,7 +307,7 @@ class Manage(Endpoint):
                 if not valid:
                     raise NoSuchCounter(name)
                 if method == "POST":
-                    await self._claim.answer(name, scope, receive, send)
+                    await self._claim(scope, receive, send, name)
                 else:
                     await respond(send, 200, _view(await self.counters.read(name)), JSON, NO_STORE)
 

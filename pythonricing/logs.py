@@ -368,7 +368,8 @@ class ClaimLog:
     def __init__(self, writer: Writer, *, requests: bool) -> None:
         self._writer = writer
         self._requests = requests
-        self._lines: list[bytes] = []
+        self._admitted: list[tuple[float, str, int, Sequence[tuple[int, int]]]] = []
+        self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
         self._templates: dict[tuple[str, int, int], bytes] = {}
         self._filled: dict[tuple[str, int, int], list[bytes]] = {}
@@ -384,10 +385,10 @@ class ClaimLog:
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         if admitted and self._requests:
-            for size in {size for _, size in admitted}:
-                parts = self._parts(name, limit, size)
-                self._lines += [(b"%d" % number).join(parts) for number, claimed in admitted if claimed == size]
-            if len(self._lines) >= FULL:
+            # Made into lines only when they are written: many at once cost half.
+            self._admitted.append((time.time(), name, limit, admitted))
+            self._waiting += len(admitted)
+            if self._waiting >= FULL:
                 self._write()
             elif self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._write)
@@ -434,7 +435,13 @@ class ClaimLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        lines, self._lines = self._lines, []
+        lines: list[bytes] = []
+        for now, name, limit, admitted in self._admitted:
+            for size in {size for _, size in admitted}:
+                parts = self._parts(now, name, limit, size)
+                lines += [(b"%d" % number).join(parts) for number, claimed in admitted if claimed == size]
+        self._admitted.clear()
+        self._waiting = 0
         self._writer.write(lines)
 
     def close(self) -> None:
@@ -443,12 +450,11 @@ class ClaimLog:
         for throttle in (self._refused, self._unavailable, self._failed):
             throttle.flush()
 
-    def _parts(self, name: str, limit: int, size: int) -> list[bytes]:
+    def _parts(self, now: float, name: str, limit: int, size: int) -> list[bytes]:
         """The line of an admitted claim, split where its number goes.
 
         A counter's line is encoded once, and its times are filled in once for all claims within TICK seconds.
         """
-        now = time.time()
         if not 0 <= now - self._ticked < TICK:
             self._ticked = now
             stamp = Stamp.of(datetime.fromtimestamp(now).astimezone())

@@ -14,7 +14,7 @@ from pythonricing.stores.memory import MemoryStore
 from tests.support import Silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
 
 class Recorder(Silence):
@@ -49,9 +49,9 @@ def test_claims_of_one_tick_travel_together_and_later_ones_in_the_next_batch() -
         counters = Counters(store, Silence())
         await counters.open()
         store.open_gate.clear()
-        first = [asyncio.create_task(counters.claim("default")) for _ in range(5)]
+        first = [asyncio.ensure_future(counters.claim("default")) for _ in range(5)]
         await asyncio.sleep(0.01)
-        later = [asyncio.create_task(counters.claim("default", 2)) for _ in range(3)]
+        later = [asyncio.ensure_future(counters.claim("default", 2)) for _ in range(3)]
         await asyncio.sleep(0.01)
         assert store.batches == [[1] * 5]
         store.open_gate.set()
@@ -158,7 +158,7 @@ def test_a_claim_that_waited_too_long_behind_a_batch_is_never_sent() -> None:
         store.open_gate.clear()
         results = await asyncio.gather(
             *(counters.claim("default") for _ in range(2)),
-            delayed(0.02, counters.claim("default", 5)),
+            delayed(0.02, lambda: counters.claim("default", 5)),
             return_exceptions=True,
         )
         assert all(isinstance(result, StoreUnavailable) for result in results)
@@ -170,9 +170,76 @@ def test_a_claim_that_waited_too_long_behind_a_batch_is_never_sent() -> None:
     asyncio.run(scenario())
 
 
-async def delayed(seconds: float, claim: Coroutine[Any, Any, Answer]) -> Answer:
+async def delayed(seconds: float, claim: Callable[[], Awaitable[Answer]]) -> Answer:
     await asyncio.sleep(seconds)
-    return await claim
+    return await claim()
+
+
+def test_the_settings_limit_is_set_once_the_store_takes_it() -> None:
+    class Unsettled(Gate):
+        """A store that is lost at the first two attempts to configure it."""
+
+        attempts = 0
+
+        async def configure(self, name: str, limit: int) -> None:
+            self.attempts += 1
+            if self.attempts < 3:
+                raise StoreUnavailable("the connection was lost")
+            await super().configure(name, limit)
+
+    async def scenario() -> None:
+        store = Unsettled()
+        counters = Counters(store, Silence(), limit=7)
+        await counters.open()
+        assert (await counters.claim("default")).limit == 7
+        assert store.attempts == 3
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+class Distant(Gate):
+    """A store whose answers take some ticks of the loop."""
+
+    async def claim(self, batch: Batch) -> Verdict:
+        verdict = await super().claim(batch)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return verdict
+
+
+def test_a_batch_gives_way_to_the_claims_that_the_last_answers_have_set_free() -> None:
+    async def scenario() -> None:
+        store = Distant()
+        counters = Counters(store, Silence(), limit=10**6)
+        await counters.open()
+
+        async def client(claims: int, pause: int) -> None:
+            for _ in range(claims):
+                assert (await counters.claim("default")).admitted
+                for _ in range(pause):  # the way of the answer and of the next request, in ticks of the loop
+                    await asyncio.sleep(0)
+
+        await asyncio.gather(*(client(50, pause=1 + number % 2) for number in range(12)))
+        assert max(len(sizes) for sizes in store.batches[20:]) >= 9
+        assert len(store.batches) < 12 * 50 / 7
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_lone_claim_waits_for_nobody_once_the_others_have_gone() -> None:
+    async def scenario() -> None:
+        store = Gate()
+        counters = Counters(store, Silence(), limit=10**6)
+        await counters.open()
+        await asyncio.gather(*(counters.claim("default") for _ in range(12)))
+        for _ in range(3):
+            assert (await counters.claim("default")).admitted
+        assert store.batches == [[1] * 12, [1], [1], [1]]
+        await counters.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_client_that_left_is_an_orphan() -> None:
@@ -181,7 +248,7 @@ def test_a_client_that_left_is_an_orphan() -> None:
         counters = Counters(store, journal)
         await counters.open()
         store.open_gate.clear()
-        task = asyncio.create_task(counters.claim("default"))
+        task = asyncio.ensure_future(counters.claim("default"))
         await asyncio.sleep(0.01)
         task.cancel()
         store.open_gate.set()
@@ -198,7 +265,7 @@ def test_more_claims_than_a_worker_holds_are_turned_away_at_once() -> None:
         counters = Counters(store, Silence(), max_waiting=10)
         await counters.open()
         store.open_gate.clear()
-        held = [asyncio.create_task(counters.claim("default")) for _ in range(10)]
+        held = [asyncio.ensure_future(counters.claim("default")) for _ in range(10)]
         await asyncio.sleep(0.01)
         with pytest.raises(Overloaded):
             await counters.claim("default")
@@ -262,7 +329,7 @@ def test_closing_answers_the_claims_on_their_way() -> None:
         counters = Counters(store, Silence())
         await counters.open()
         store.open_gate.clear()
-        task = asyncio.create_task(counters.claim("default"))
+        task = asyncio.ensure_future(counters.claim("default"))
         await asyncio.sleep(0.01)
         asyncio.get_running_loop().call_later(0.05, store.open_gate.set)
         await counters.close()

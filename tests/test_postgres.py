@@ -252,7 +252,7 @@ def test_a_deadlock_is_broken_and_the_claim_counted_once(empty_postgres: Postgre
         try:
             async with other.transaction():
                 await other.execute("SELECT FROM pythonricing.receipt FOR UPDATE")
-                claim = asyncio.create_task(counters.claim("default"))
+                claim = asyncio.ensure_future(counters.claim("default"))
                 await until(empty_postgres, WAITING, (True,))
                 # The claim holds the counter and wants the receipt. One of the two is cancelled: let it be the claim.
                 await other.execute("SET LOCAL deadlock_timeout = '1h'")

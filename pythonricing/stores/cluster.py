@@ -20,7 +20,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, RedisError
 
 from pythonricing.stores.base import Link, StoreError, StoreUnavailable, StoreURLError
-from pythonricing.stores.redis import INDEX, Pipeline, RedisStore
+from pythonricing.stores.redis import INDEX, REDIRECTIONS, Pipeline, RedisStore, ignore
 from pythonricing.stores.sentinel import CONNECT_SECONDS, addresses
 
 if TYPE_CHECKING:
@@ -177,7 +177,9 @@ class ClusterStore(RedisStore):
             self._tell_news()
 
     def _masters(self) -> list[str]:
-        return list({id(nodes): str(nodes[0].name) for nodes in self._slots.slots_cache.values()}.values())
+        # Slots of one range share one list, and a master may have several ranges.
+        ranges = {id(nodes): nodes for nodes in self._slots.slots_cache.values()}
+        return list(dict.fromkeys(str(nodes[0].name) for nodes in ranges.values()))
 
     def _link_to(self, node: str) -> Link[Pipeline]:
         """The link to a node; made if it is the first time that this node is needed."""
@@ -244,14 +246,15 @@ class ClusterStore(RedisStore):
             return None
 
     async def _follow_redirections(self, name: str, *command: str | int) -> Any:
-        pipeline = self._pipeline(name)
-        reply = await pipeline.call(*command)
-        while isinstance(reply, hiredis.ReplyError):
-            pipeline, asking = await self._redirect(name, str(reply), pipeline)
+        pipeline, asking = self._pipeline(name), False
+        for _ in range(REDIRECTIONS):
             if asking:
-                pipeline.call("ASKING").add_done_callback(lambda reply: reply.exception())
+                pipeline.call("ASKING").add_done_callback(ignore)
             reply = await pipeline.call(*command)
-        return reply
+            if not isinstance(reply, hiredis.ReplyError):
+                return reply
+            pipeline, asking = await self._redirect(name, str(reply), pipeline)
+        raise StoreUnavailable(str(reply))
 
     def _tell(self, *command: str | int) -> None:
         async def tell() -> None:

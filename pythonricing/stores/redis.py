@@ -374,7 +374,7 @@ class RedisStore:
     def _tell(self, *command: str | int) -> None:
         """Send a command to the index without waiting for its reply."""
         with suppress(StoreUnavailable):
-            self._link.connection.call(*command).add_done_callback(_ignore)
+            self._link.connection.call(*command).add_done_callback(ignore)
 
     async def _claim(
         self,
@@ -442,7 +442,7 @@ class RedisStore:
             else:
                 pipeline, asking = await self._redirect(name, str(error), pipeline)
             if asking:
-                pipeline.call("ASKING").add_done_callback(_ignore)
+                pipeline.call("ASKING").add_done_callback(ignore)
             reply = await (pipeline.confirmed if confirm else pipeline.call)(*command, *arguments)
             if not isinstance(reply, hiredis.ReplyError):
                 return reply
@@ -512,7 +512,7 @@ def node_name(options: Mapping[str, Any]) -> str:
     return path or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
 
 
-def _ignore(reply: asyncio.Future[Any]) -> None:
+def ignore(reply: asyncio.Future[Any]) -> None:
     """Nothing depends on this reply, an error neither."""
     if not reply.cancelled():
         reply.exception()
