@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-slow locust compare headline profile benchmark lint format lock clean
+.PHONY: run test test-slow locust compare headline failovers profile benchmark lint format lock clean
 
 run: .venv/serve  ## serve on 127.0.0.1:8080 with an embedded Valkey
 	$(BIN)/pythonricing serve
@@ -22,6 +22,9 @@ compare: .venv/dev  ## measure servers, stores and peers; writes results/…/rep
 
 headline: .venv/dev  ## ab -n 10000 -c 10, 16 workers, limit 100: synced against unsynced
 	$(BIN)/python -m loadtests headline $(ARGS)
+
+failovers: .venv/dev  ## failovers, a migration and partitions under load; prints the README's table
+	$(BIN)/python -m tests.faults.failovers $(ARGS)
 
 profile: .venv/dev  ## a flame graph of a worker under load; writes results/profile.svg
 	$(BIN)/python -m loadtests profile $(ARGS)

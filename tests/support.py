@@ -184,7 +184,7 @@ class SentinelServer(RedisServer):
         # Look more often than in production: several times in `down_after`, or a master that was just promoted looks
         # dead before it is asked for the first time. And don't take a busy machine for a broken clock.
         self.run(
-            *("SENTINEL", "DEBUG", "PING-PERIOD", 400, "INFO-PERIOD", 500, "PUBLISH-PERIOD", 500, "ASK-PERIOD", 200),
+            *("SENTINEL", "DEBUG", "PING-PERIOD", 400, "INFO-PERIOD", 500, "PUBLISH-PERIOD", 250, "ASK-PERIOD", 200),
             *("TILT-TRIGGER", 10_000, "TILT-PERIOD", 1_000),
         )
         return self
@@ -615,8 +615,12 @@ class Service:
             wait_until(lambda: self.get(wait_for)[0] == 200, f"{wait_for}\n{self.errors.read_text()}")
         if wait_for == "/readyz" and not {"memory://", "WARNING"} & set(self.environment.values()):
             # Not just the worker that answered: a server may lose a SIGTERM that meets a worker while it starts.
-            wait_until(lambda: self.output.read_text().count(' connected"') >= self.workers, "every worker to connect")
+            wait_until(lambda: len(self._connected()) >= self.workers, "every worker to connect")
         return self
+
+    def _connected(self) -> set[int]:
+        """The workers that have reached the store, or one of its shards."""
+        return {record["process"]["id"] for record in self.log() if record["message"].endswith(" connected")}
 
     def get(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, Any]:
         """One request on a connection of its own: the status and the decoded JSON, or 0 if nobody answers."""

@@ -143,17 +143,18 @@ class Pipeline(asyncio.Protocol):
 class ConfirmingPipeline(Pipeline):
     """A pipeline on which the reply to a `confirmed` command counts only once `replicas` replicas have it too.
 
+    `waits` are the commands that wait for them; the reply to the last one says how many there are.
     WAIT blocks its connection, and is about everything that was written over this connection before. So one WAIT
     follows all commands of a write, and what is called while it is under way leaves in the next write: the rounds grow
     with load, like batches do.
     """
 
     def __init__(
-        self, connection: Any, timeout: float, link: Link[Pipeline], replicas: int, wait: tuple[str | int, ...]
+        self, connection: Any, timeout: float, link: Link[Pipeline], replicas: int, waits: list[tuple[str | int, ...]]
     ) -> None:
         super().__init__(connection, timeout, link)
         self._replicas = replicas
-        self._wait = hiredis.pack_command(wait)  # type: ignore[arg-type]
+        self._waits = [hiredis.pack_command(wait) for wait in waits]  # type: ignore[arg-type]
         self._unsent: list[tuple[asyncio.Future[Any], bytes]] = []
         self._round: list[tuple[asyncio.Future[Any], asyncio.Future[Any]]] = []
         self._sending = False  # a write is due: at the end of this turn of the loop or after the WAIT under way
@@ -182,7 +183,8 @@ class ConfirmingPipeline(Pipeline):
         return not self._waiting and not self._unsent
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._send()  # what was not sent has no reply to expect either
+        self.closed = True
+        self._send()  # to where nothing is written any more: what was not sent has no reply to expect either
         super().connection_lost(error)
 
     def _send(self) -> None:
@@ -192,11 +194,13 @@ class ConfirmingPipeline(Pipeline):
         data = b"".join([packed for _, packed in unsent])
         self._sending = bool(self._round)
         if self._round:
-            acknowledged: asyncio.Future[Any] = self._loop.create_future()
-            acknowledged.add_done_callback(partial(self._settle, self._round))
+            for wait in self._waits:
+                acknowledged: asyncio.Future[Any] = self._loop.create_future()
+                settle = partial(self._settle, self._round) if wait is self._waits[-1] else ignore
+                acknowledged.add_done_callback(settle)
+                self._waiting.append((acknowledged, now))
+                data += wait
             self._round = []
-            self._waiting.append((acknowledged, now))
-            data += self._wait
         if data and not self.closed:
             self._transport.write(data)
             if self._watchdog is None:
@@ -476,21 +480,21 @@ class RedisStore:
             async with asyncio.timeout(patience):
                 await connection.connect()
                 await self._verify(connection)
-                wait = await self._waiting_command(connection) if self._replicas else None
+                waits = await self._waiting_commands(connection) if self._replicas else None
         except (RedisError, TimeoutError, OSError) as error:
             text = str(error) or "no answer in time"
             raise StoreUnavailable(text if node in text else f"{node}: {text}") from None
         self._indexed.clear()
-        if wait is None:
+        if waits is None:
             return Pipeline(connection, self._timeout, link)
-        return ConfirmingPipeline(connection, self._timeout, link, self._replicas, wait)
+        return ConfirmingPipeline(connection, self._timeout, link, self._replicas, waits)
 
     async def _verify(self, connection: Any) -> None:
         """Raise RedisError if this server is not one to send claims to."""
 
-    async def _waiting_command(self, connection: Any) -> tuple[str | int, ...]:
+    async def _waiting_commands(self, connection: Any) -> list[tuple[str | int, ...]]:
         """How to wait for the replicas: for half of the time after which a silent connection is given up."""
-        milliseconds = max(1, int(self._timeout * 500))
+        milliseconds = max(2, int(self._timeout * 500))
         settings = {}
         for setting in ("appendonly", "appendfsync"):
             with suppress(ResponseError):  # it doesn't tell
@@ -499,8 +503,11 @@ class RedisStore:
         if settings == {"appendonly": [b"yes"], "appendfsync": [b"always"]}:
             await connection.send_command("COMMAND", "INFO", "WAITAOF")
             if (await connection.read_response())[0]:
-                return ("WAITAOF", 1, self._replicas, milliseconds)
-        return ("WAIT", self._replicas, milliseconds)
+                # A replica that is asked what it has answers before it syncs, and of its own accord once a second. The
+                # WAIT asks first, so that the WAITAOF asks again after the sync.
+                half = milliseconds // 2
+                return [("WAIT", self._replicas, half), ("WAITAOF", 1, self._replicas, half)]
+        return [("WAIT", self._replicas, milliseconds)]
 
     def _was_connected(self) -> None:
         self.connected()

@@ -150,6 +150,9 @@ class SentinelStore(RedisStore):
         role = (await connection.read_response())[0]
         if role != b"master":
             raise RedisError(f"{self._node} is no master but a {role.decode()}")
+        # Nor may this one: it may have been silent for as long as the failover took.
+        if await self._sentinels.discover_master(self._service) != self._address:
+            raise RedisError(f"{self._node} was replaced meanwhile")
 
 
 def addresses(netloc: str, port: int, where: str) -> list[tuple[str, int]]:
