@@ -411,7 +411,7 @@ class Counters:
                     continue
                 try:
                     composition, verdict = await self._send(lane)
-                    lane.expected = (len(lane.in_flight) + len(lane.waiting)) * 3 // 4
+                    lane.expected = min(MAX_BATCH, (len(lane.in_flight) + len(lane.waiting)) * 3 // 4)
                     self._settle(lane, composition, verdict)
                 except Exception as error:
                     self._fail(lane, error)
