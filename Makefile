@@ -9,7 +9,7 @@ run: .venv/serve  ## serve on 127.0.0.1:8080 with an embedded Valkey
 	$(BIN)/pythonricing serve
 
 test: lint  ## lint, types and every test that needs neither root nor containers
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses 4  # they wait for servers more than they compute
 
 test-slow: .venv/dev  ## the tests that need minutes, a browser or containers
 	$(BIN)/pytest -m slow

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -32,10 +33,12 @@ PATIENCE = 60.0
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody uses; outside the range from which clients get theirs, so that it stays free for a restart."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
@@ -620,7 +623,9 @@ class Service:
 
     def _connected(self) -> set[int]:
         """The workers that have reached the store, or one of its shards."""
-        return {record["process"]["id"] for record in self.log() if record["message"].endswith(" connected")}
+        lines = self.output.read_text().splitlines()  # plain granian writes some that are not JSON
+        records = [json.loads(line)["record"] for line in lines if line.startswith("{") and " connected" in line]
+        return {record["process"]["id"] for record in records if record["message"].endswith(" connected")}
 
     def get(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, Any]:
         """One request on a connection of its own: the status and the decoded JSON, or 0 if nobody answers."""
