@@ -44,7 +44,7 @@ MAX_WAITING = 8192
 #: Claims in one batch; Redis executes nothing else meanwhile.
 MAX_BATCH = 1024
 #: Times in a row that a batch gives way to other work which brings no further claim.
-YIELDS = 2
+YIELDS = 4
 #: Counters that a worker remembers.
 MAX_LANES = 65_536
 #: Seconds after which a worker asks whether whoever made a claim still waits for it.
