@@ -68,7 +68,7 @@ class Health(msgspec.Struct):
     """What the probes say when all is well.
 
     `master`: the server that the store's Sentinels name. `unreachable`: the masters of a store's shards that don't
-    answer, while the counters of other shards go on.
+    answer, or slots that no node serves, while the counters of other shards go on.
     """
 
     status: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import pwd
@@ -32,10 +33,21 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 
 
+def _shuffled_ports() -> Iterator[int]:
+    """This process's share of the ports, so that tests which run side by side never take the same one."""
+    first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = list(range(10_000 + first, 32_000, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+    random.shuffle(ports)
+    return itertools.cycle(ports)
+
+
+PORTS = _shuffled_ports()
+
+
 def free_port() -> int:
     """A port that nobody uses; outside the range from which clients get theirs, so that it stays free for a restart."""
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = next(PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

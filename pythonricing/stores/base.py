@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import msgspec
 from loguru import logger
@@ -178,6 +178,17 @@ class Store(Protocol):
         """The first `limit` counters by name, lost ones too; doesn't create any."""
 
 
+async def stop(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it has ended.
+
+    Once may not be enough: `asyncio.wait_for`, which redis-py uses, swallows a cancellation that comes together with
+    what it waits for (https://github.com/python/cpython/issues/86296, fixed in Python 3.12).
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+
+
 class Connection(Protocol):
     """What a Link keeps: something that can be closed and says when it was lost."""
 
@@ -217,8 +228,7 @@ class Link(Generic[C]):
     async def close(self) -> None:
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await stop(task)
         if self._connection is not None:
             self._connection.close()
 

@@ -16,10 +16,10 @@ import hiredis
 from loguru import logger
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import parse_url
-from redis.crc import key_slot
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError
 
-from pythonricing.stores.base import Link, StoreError, StoreUnavailable, StoreURLError
+from pythonricing.stores.base import Link, StoreError, StoreUnavailable, StoreURLError, stop
 from pythonricing.stores.redis import INDEX, REDIRECTIONS, Pipeline, RedisStore, ignore
 from pythonricing.stores.sentinel import CONNECT_SECONDS, addresses
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: Seconds between two looks at the cluster's slots (some 10 ms of a CPU each), growing while a shard can't be reached.
 LOOK_SECONDS = 0.1
 MAX_LOOK_SECONDS = 0.5
+
+#: Who serves the slots that were given to no node; a cluster that needs no full coverage goes on without them.
+NOBODY = "slots that no node serves"
 
 
 class ClusterStore(RedisStore):
@@ -46,6 +49,7 @@ class ClusterStore(RedisStore):
         self._looking: asyncio.Task[None] | None = None
         self._look_again = asyncio.Event()
         self._news = asyncio.Event()  # replaced with each change of slots or connections
+        self._waiting = 0  # calls of ready()
         self._owners: dict[int, str] = {}  # as they were last looked at
         self._trouble = ""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -86,9 +90,8 @@ class ClusterStore(RedisStore):
         return {node: link.connected for node, link in self._links.items()}
 
     def node(self, name: str) -> str:
-        """The master of the counter's shard; an empty text while no master is known."""
         nodes = self._slots.slots_cache.get(key_slot(name.encode()))
-        return str(nodes[0].name) if nodes else ""
+        return str(nodes[0].name) if nodes else NOBODY
 
     async def open(self) -> None:
         if self._looking is not None:
@@ -99,16 +102,19 @@ class ClusterStore(RedisStore):
     async def close(self) -> None:
         for task in (self._looking, *self._tasks):
             if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await stop(task)
         for link in self._links.values():
             await link.close()
 
     async def ready(self, name: str | None = None) -> None:
         # One event for all who wait: they may be thousands.
-        while not self._is_ready(name):
-            self._look_again.set()
-            await self._news.wait()
+        self._waiting += 1
+        try:
+            while not self._is_ready(name):
+                self._look_again.set()
+                await self._news.wait()
+        finally:
+            self._waiting -= 1
 
     def _is_ready(self, name: str | None) -> bool:
         if name is None:
@@ -122,7 +128,7 @@ class ClusterStore(RedisStore):
         unreachable = sorted(node for node, answered in zip(masters, answers, strict=True) if not answered)
         if len(unreachable) == len(masters):
             raise StoreUnavailable(f"no shard of {self._where} answers: {', '.join(unreachable)}; {self.trouble}")
-        return unreachable
+        return unreachable if self._is_whole() else [*unreachable, NOBODY]
 
     async def _answers(self, node: str) -> bool:
         """Whether a shard's master answers and is in a part of the cluster that serves."""
@@ -145,6 +151,7 @@ class ClusterStore(RedisStore):
                     node = ClusterNode(host, port, **self._slots.connection_kwargs)
                     self._slots.startup_nodes.setdefault(node.name, node)
                 await self._slots.initialize()
+                self._trouble = "" if self._is_whole() else NOBODY
             except Exception as error:
                 self._trouble = str(error)
                 self._look_again.set()
@@ -154,7 +161,7 @@ class ClusterStore(RedisStore):
                 await self._slots.aclose()
                 await self._slots.aclose("startup_nodes")
             await self._follow()
-            if not all(link.connected for link in self._links.values()):
+            if self._waiting or not all(link.connected for link in self._links.values()):
                 self._look_again.set()
             failures = failures + 1 if self._look_again.is_set() else 0
             ceiling = min(LOOK_SECONDS * 2**failures, MAX_LOOK_SECONDS)
@@ -175,6 +182,9 @@ class ClusterStore(RedisStore):
         if owners != self._owners:
             self._owners = owners
             self._tell_news()
+
+    def _is_whole(self) -> bool:
+        return len(self._slots.slots_cache) == REDIS_CLUSTER_HASH_SLOTS
 
     def _masters(self) -> list[str]:
         # Slots of one range share one list, and a master may have several ranges.
@@ -209,7 +219,7 @@ class ClusterStore(RedisStore):
 
     def _pipeline(self, name: str) -> Pipeline:
         node = self.node(name)
-        if not node:
+        if node == NOBODY:
             self._look_again.set()
             raise StoreUnavailable(f"no node of {self._where} serves {name}")
         return self._link_to(node).connection
@@ -225,7 +235,7 @@ class ClusterStore(RedisStore):
             self._look_again.set()
             with suppress(KeyError, RedisError):  # a slot that nobody served when it was looked; a node without a host
                 await self._slots.move_slot(MovedError(where))
-            if not (node := self.node(name)):
+            if (node := self.node(name)) == NOBODY:
                 raise StoreUnavailable(error)
             link = self._link_to(node)
         else:

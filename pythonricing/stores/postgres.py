@@ -32,6 +32,7 @@ from pythonricing.stores.base import (
     StoreRejected,
     StoreUnavailable,
     Verdict,
+    stop,
 )
 
 if TYPE_CHECKING:
@@ -160,8 +161,7 @@ class PostgresStore:
 
     async def close(self) -> None:
         if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+            await stop(self._sweeper)
         for link in self._links:
             await link.close()
 

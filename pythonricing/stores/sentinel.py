@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.utils import str_if_bytes
 
-from pythonricing.stores.base import StoreURLError
+from pythonricing.stores.base import StoreURLError, stop
 from pythonricing.stores.redis import Pipeline, RedisStore
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ class SentinelStore(RedisStore):
 
     async def close(self) -> None:
         if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.gather(self._follower, return_exceptions=True)
+            await stop(self._follower)
             await self._sentinels.aclose()
         await super().close()
 
