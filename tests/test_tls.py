@@ -1,0 +1,200 @@
+"""Stores behind TLS: a claim gets through, and a server that isn't the one that was meant gets nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from pythonricing.counters import Counters
+from pythonricing.stores import create_store
+from pythonricing.stores.base import StoreUnavailable
+from tests.support import (
+    PATIENCE,
+    ClusterServers,
+    PostgresServer,
+    RedisServer,
+    SentinelServers,
+    Silence,
+    free_port,
+    postgres_programs,
+    wait_until,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Door:
+    """Another port of a server, for clients with TLS; other servers, which send no handshake, get through without.
+
+    It stands in for a server's own TLS, because not every Redis or Valkey is built with it.
+    """
+
+    def __init__(self, target: int, context: ssl.SSLContext, port: int | None = None) -> None:
+        self.target, self._context = target, context
+        self.tls = self.plain = 0  # connections
+        self._listener = socket.create_server(("127.0.0.1", port or free_port()), backlog=128)
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=self._listener.accept()[:1], daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with suppress(OSError), client, socket.create_connection(("127.0.0.1", self.target)) as server:
+            if client.recv(1, socket.MSG_PEEK) == b"\x16":  # the first byte of a handshake (RFC 8446, section 5.1)
+                client = self._context.wrap_socket(client, server_side=True)
+                self.tls += 1
+            else:
+                self.plain += 1
+            replies = threading.Thread(target=_forward, args=(server, client), daemon=True)
+            replies.start()
+            _forward(client, server)
+            replies.join()
+            client.close()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def _forward(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def context(authority: trustme.CA) -> ssl.SSLContext:
+    """What a server needs to be trusted as 127.0.0.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def trusted(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the certificate that clients trust."""
+    path: Path = tmp_path_factory.mktemp("tls") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Path:
+    """A file with a certificate that has nothing to do with the servers."""
+    path = tmp_path / "stranger.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    return path
+
+
+def claim_twice(url: str) -> None:
+    async def scenario() -> None:
+        counters = Counters(create_store(url, PATIENCE), Silence(), timeout=PATIENCE)
+        await counters.open()
+        await counters.put("seats", 1)
+        assert (await counters.claim("seats")).admitted
+        assert not (await counters.claim("seats")).admitted
+        await counters.check()
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def is_refused(url: str, why: str) -> None:
+    async def scenario() -> None:
+        counters = Counters(create_store(url, 1.0), Silence(), timeout=1.0)
+        await counters.open()
+        with pytest.raises(StoreUnavailable, match=why):
+            await counters.read("seats")
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_single_server(tmp_path: Path, context: ssl.SSLContext, trusted: Path, stranger: Path) -> None:
+    server = RedisServer(tmp_path / "store").start()
+    door = Door(server.port, context)
+    try:
+        claim_twice(f"rediss://127.0.0.1:{door.port}/0?ssl_ca_certs={trusted}")
+        is_refused(f"rediss://127.0.0.1:{door.port}/0?ssl_ca_certs={stranger}", "certificate verify failed")
+        assert (door.tls, door.plain) == (1, 0)
+    finally:
+        door.close()
+        server.stop()
+
+
+def test_a_cluster(tmp_path: Path, context: ssl.SSLContext, trusted: Path, stranger: Path) -> None:
+    servers = ClusterServers(tmp_path / "cluster")
+    servers.start()
+    doors = [Door(server.port, context) for server in servers.servers]
+    try:
+        # From here on its nodes name each other by the doors.
+        for server, door in zip(servers.servers, doors, strict=True):
+            server.run("CONFIG", "SET", "cluster-announce-port", door.port)
+        where = f"rediss+cluster://127.0.0.1:{doors[0].port}"
+        claim_twice(f"{where}?ssl_ca_certs={trusted}")
+        assert all(door.tls for door in doors)
+        assert not any(door.plain for door in doors)
+        is_refused(f"{where}?ssl_ca_certs={stranger}", "certificate verify failed")
+    finally:
+        for door in doors:
+            door.close()
+        servers.stop()
+
+
+def test_sentinels_and_their_master(tmp_path: Path, context: ssl.SSLContext, trusted: Path, stranger: Path) -> None:
+    doors: list[Door] = []
+
+    def door(target: int) -> int:
+        doors.append(Door(target, context))
+        return doors[-1].port
+
+    servers = SentinelServers(tmp_path / "installation", door=door)
+    data = list(doors)
+    try:
+        servers.start()
+        where = ",".join(f"127.0.0.1:{door(sentinel.port)}" for sentinel in servers.sentinels)
+        claim_twice(f"rediss+sentinel://{where}/service/0?ssl_ca_certs={trusted}")
+        assert data[0].tls
+        assert all(door.tls and not door.plain for door in doors[len(data) :])
+        is_refused(f"rediss+sentinel://{where}/service/0?ssl_ca_certs={stranger}", "certificate verify failed")
+    finally:
+        for each in doors:
+            each.close()
+        servers.stop()
+
+
+@pytest.mark.parametrize("programs", postgres_programs())
+def test_postgresql(
+    programs: str, authority: trustme.CA, trusted: Path, stranger: Path, request: pytest.FixtureRequest
+) -> None:
+    server = PostgresServer(programs).start()
+    request.addfinalizer(server.stop)
+    if not server.sql("SHOW ssl_library")[0][0]:
+        pytest.skip("built without TLS")
+    pem = server.folder / "server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    pem.chmod(0o600)
+    if user := server.identity().get("user"):
+        shutil.chown(pem, user)
+    settings = {"ssl_cert_file": pem, "ssl_key_file": pem, "ssl": "on"}
+    server.sql(*(f"ALTER SYSTEM SET {name} = '{value}'" for name, value in settings.items()), "SELECT pg_reload_conf()")
+    wait_until(lambda: server.sql("SHOW ssl") == [("on",)], "TLS")
+    claim_twice(f"{server.url}?sslmode=verify-full&sslrootcert={trusted}")
+    is_refused(f"{server.url}?sslmode=verify-full&sslrootcert={stranger}", "certificate verify failed")
