@@ -154,7 +154,7 @@ class Lab:
         self.results.started = time.strftime("%Y-%m-%d %H:%M:%S %z")
         contenders, cases = plan(self.options)
         try:
-            with _terminate_as_interrupt():
+            with self._interruptible():
                 self._audit(contenders)
                 self._start(contenders)
                 self._warm_up()
@@ -167,6 +167,27 @@ class Lab:
         self.results.seconds = time.monotonic() - self._begun
         return self.results
 
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM raise KeyboardInterrupt."""
+
+        def interrupt(*_: object) -> None:
+            self.results.interrupted = True
+            raise KeyboardInterrupt
+
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _step(self, text: str) -> None:
+        """Go on, unless an interrupt was lost: in what it runs after a fork, Python ignores every exception."""
+        if self.results.interrupted:
+            raise KeyboardInterrupt
+        self._progress.step(text)
+
     def _error(self, text: str) -> None:
         self.results.errors.append(text)
         self._progress.trouble(text)
@@ -176,7 +197,7 @@ class Lab:
         audited = [contender for contender in contenders if contender.workers == self.options.workers[0]]
         self._progress.phase("Auditing", len(audited))
         for contender in audited:
-            self._progress.step(f"does {contender.key} admit exactly {self.options.limit}?")
+            self._step(f"does {contender.key} admit exactly {self.options.limit}?")
             try:
                 with Running(contender, self.options.limit) as running:
                     found = audit.audit(running.port, self.options.limit)
@@ -198,7 +219,7 @@ class Lab:
         alive = [contender for contender in contenders if not {contender.key, contender.name} & self._dead]
         self._progress.phase("Starting", len(alive))
         for contender in alive:
-            self._progress.step(contender.key)
+            self._step(contender.key)
             try:
                 running = Running(contender, self.options.start_limit)
                 self._up[contender.key] = running
@@ -225,7 +246,7 @@ class Lab:
         tool = self.options.sweep_tool
         self._progress.phase("Warming up", len(self._up))
         for key, running in list(self._up.items()):
-            self._progress.step(key)
+            self._step(key)
             audit.warm_up_reading(running.port)
             if tool is None or self.options.scenario == "sale":
                 continue
@@ -244,7 +265,7 @@ class Lab:
                 if self.options.budget and time.monotonic() - self._begun > self.options.budget:
                     self.results.skipped.append(f"what was left from round {number} on: the time was up")
                     return
-                self._progress.step(f"round {number}: {case.tool} on {case.contender}, {case.connections} connections")
+                self._step(f"round {number}: {case.tool} on {case.contender}, {case.connections} connections")
                 if case.contender in self._up:
                     self._measure_case(case, number)
 
@@ -330,20 +351,6 @@ def _create_counters(running: Running, counters: int) -> None:
         url = f"{running.url}/counters/lab-{number}"
         with urllib.request.urlopen(urllib.request.Request(url, body, headers, method="PUT"), timeout=10):
             pass
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM is taken for Ctrl-C."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

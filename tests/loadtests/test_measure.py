@@ -103,6 +103,20 @@ def test_a_tool_that_measures_once_measures_in_the_first_round():
     assert [number for number, _ in order] == [1, 1, 2, 3]
 
 
+def test_an_interrupt_that_is_swallowed_ends_the_measurement_all_the_same():
+    class Deaf(Rehearsal):
+        def _measure_case(self, case, number):
+            super()._measure_case(case, number)
+            with contextlib.suppress(KeyboardInterrupt):  # as Python itself does in what it runs after a fork
+                signal.raise_signal(signal.SIGTERM)
+
+    lab = Deaf(options(rounds=6))
+    with lab._interruptible(), pytest.raises(KeyboardInterrupt):
+        lab.rehearse()
+    assert lab.results.interrupted
+    assert len(lab.order) == 1
+
+
 def compare(tmp_path, *words, **environment):
     command = [sys.executable, "-m", "loadtests", "compare", "--output", str(tmp_path), "--limit", "10", *words]
     return subprocess.Popen(
