@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from tests.support import PostgresServer, RedisServer, Service
+from tests.support import ClusterServers, PostgresServer, RedisServer, SentinelServers, Service, redis_programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+T = TypeVar("T", RedisServer, SentinelServers, ClusterServers)
 
 
 @pytest.fixture(scope="session")
@@ -41,18 +43,42 @@ def empty_postgres(postgres: PostgresServer) -> PostgresServer:
     return postgres
 
 
+def start_many(kind: type[T], folder: Path) -> Iterator[Callable[..., T]]:
+    """A function that starts servers of this kind, for as long as the fixture lives."""
+    started: list[T] = []
+
+    def start(*options: Any, **more: Any) -> T:
+        started.append(kind(folder / f"{kind.__name__}-{len(started)}", *options, **more))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()
+
+
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     """Start store servers of one's own."""
-    started: list[RedisServer] = []
+    yield from start_many(RedisServer, tmp_path)
 
-    def start(program: str | None = None, *options: str) -> RedisServer:
-        started.append(RedisServer(tmp_path / f"store-{len(started)}", program, *options))
-        return started[-1].start()
 
-    yield start
-    for server in started:
-        server.stop()
+@pytest.fixture
+def sentinels(tmp_path: Path) -> Iterator[Callable[..., SentinelServers]]:
+    """Start servers with their Sentinels."""
+    yield from start_many(SentinelServers, tmp_path)
+
+
+@pytest.fixture
+def clusters(tmp_path: Path) -> Iterator[Callable[..., ClusterServers]]:
+    """Start clusters."""
+    yield from start_many(ClusterServers, tmp_path)
+
+
+@pytest.fixture(params=redis_programs())
+def program(request: pytest.FixtureRequest) -> str:
+    """Each Redis or Valkey on this machine."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -5,42 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pythonricing.counters import Answer, Counters
 from pythonricing.stores import create_store
 from pythonricing.stores.base import NoSuchCounter, StoreError, StoreUnavailable, StoreURLError
-from tests.support import PATIENCE, ClusterServers, RedisServer, Silence, redis_programs, wait_until
+from tests.support import PATIENCE, ClusterServers, RedisServer, Silence, wait_until
 from tests.test_cli import run
 from tests.test_sentinel import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support import Service
-
-
-@pytest.fixture(params=redis_programs())
-def program(request: pytest.FixtureRequest) -> str:
-    """Each Redis or Valkey on this machine."""
-    return str(request.param)
-
-
-@pytest.fixture
-def clusters(tmp_path: Path) -> Iterator[Callable[..., ClusterServers]]:
-    """Start clusters."""
-    started: list[ClusterServers] = []
-
-    def start(*options: str, **more: Any) -> ClusterServers:
-        started.append(ClusterServers(tmp_path / f"cluster-{len(started)}", *options, **more))
-        return started[-1].start()
-
-    yield start
-    for each in started:
-        each.stop()
 
 
 def names_by_owner(servers: ClusterServers) -> dict[RedisServer, str]:

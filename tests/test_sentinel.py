@@ -12,36 +12,15 @@ import pytest
 from pythonricing.counters import Answer, Counters
 from pythonricing.stores import create_store
 from pythonricing.stores.base import Batch, NoSuchCounter, StateLost, StoreError, StoreUnavailable, StoreURLError
-from tests.support import PATIENCE, RedisServer, SentinelServers, Silence, redis_programs, wait_until
+from tests.support import PATIENCE, RedisServer, SentinelServers, Silence, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable
 
     from pythonricing.stores.base import Store
     from tests.support import Service
 
 REDIS = "redis-server"
-
-
-@pytest.fixture(params=redis_programs())
-def program(request: pytest.FixtureRequest) -> str:
-    """Each Redis or Valkey on this machine."""
-    return str(request.param)
-
-
-@pytest.fixture
-def sentinels(tmp_path: Path) -> Iterator[Callable[..., SentinelServers]]:
-    """Start servers with their Sentinels."""
-    started: list[SentinelServers] = []
-
-    def start(*options: str, **more: Any) -> SentinelServers:
-        started.append(SentinelServers(tmp_path / f"installation-{len(started)}", *options, **more))
-        return started[-1].start()
-
-    yield start
-    for each in started:
-        each.stop()
 
 
 @contextlib.asynccontextmanager

@@ -223,7 +223,8 @@ class Link(Generic[C]):
         self.trouble = ""
 
     def open(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
         task, self._task = self._task, None
@@ -251,7 +252,7 @@ class Link(Generic[C]):
         """The connection is gone: make a new one, starting now. Called by the connection itself."""
         self._connected.clear()
         if self._task is not None and self._task.done():
-            self.open()
+            self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
         attempt = 0
