@@ -18,10 +18,7 @@ from pythonricing.stores import create_store
 from pythonricing.stores.base import StoreUnavailable
 from tests.support import (
     PATIENCE,
-    ClusterServers,
     PostgresServer,
-    RedisServer,
-    SentinelServers,
     Silence,
     free_port,
     postgres_programs,
@@ -29,7 +26,10 @@ from tests.support import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.support import ClusterServers, RedisServer, SentinelServers
 
 
 class Door:
@@ -38,10 +38,10 @@ class Door:
     It stands in for a server's own TLS, because not every Redis or Valkey is built with it.
     """
 
-    def __init__(self, target: int, context: ssl.SSLContext, port: int | None = None) -> None:
+    def __init__(self, target: int, context: ssl.SSLContext) -> None:
         self.target, self._context = target, context
         self.tls = self.plain = 0  # connections
-        self._listener = socket.create_server(("127.0.0.1", port or free_port()), backlog=128)
+        self._listener = socket.create_server(("127.0.0.1", free_port()), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -96,6 +96,20 @@ def trusted(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
+def doors(context: ssl.SSLContext) -> Iterator[Callable[[int], Door]]:
+    """Open doors to ports."""
+    opened: list[Door] = []
+
+    def open_door(target: int) -> Door:
+        opened.append(Door(target, context))
+        return opened[-1]
+
+    yield open_door
+    for door in opened:
+        door.close()
+
+
+@pytest.fixture
 def stranger(tmp_path: Path) -> Path:
     """A file with a certificate that has nothing to do with the servers."""
     path = tmp_path / "stranger.pem"
@@ -127,57 +141,45 @@ def is_refused(url: str, why: str) -> None:
     asyncio.run(scenario())
 
 
-def test_a_single_server(tmp_path: Path, context: ssl.SSLContext, trusted: Path, stranger: Path) -> None:
-    server = RedisServer(tmp_path / "store").start()
-    door = Door(server.port, context)
-    try:
-        claim_twice(f"rediss://127.0.0.1:{door.port}/0?ssl_ca_certs={trusted}")
-        is_refused(f"rediss://127.0.0.1:{door.port}/0?ssl_ca_certs={stranger}", "certificate verify failed")
-        assert (door.tls, door.plain) == (1, 0)
-    finally:
-        door.close()
-        server.stop()
+def test_a_single_server(
+    doors: Callable[[int], Door], redis_server: Callable[..., RedisServer], trusted: Path, stranger: Path
+) -> None:
+    door = doors(redis_server().port)
+    claim_twice(f"rediss://127.0.0.1:{door.port}/0?ssl_ca_certs={trusted}")
+    is_refused(f"rediss://127.0.0.1:{door.port}/0?ssl_ca_certs={stranger}", "certificate verify failed")
+    assert (door.tls, door.plain) == (1, 0)
 
 
-def test_a_cluster(tmp_path: Path, context: ssl.SSLContext, trusted: Path, stranger: Path) -> None:
-    servers = ClusterServers(tmp_path / "cluster")
-    servers.start()
-    doors = [Door(server.port, context) for server in servers.servers]
-    try:
-        # From here on its nodes name each other by the doors.
-        for server, door in zip(servers.servers, doors, strict=True):
-            server.run("CONFIG", "SET", "cluster-announce-port", door.port)
-        where = f"rediss+cluster://127.0.0.1:{doors[0].port}"
-        claim_twice(f"{where}?ssl_ca_certs={trusted}")
-        assert all(door.tls for door in doors)
-        assert not any(door.plain for door in doors)
-        is_refused(f"{where}?ssl_ca_certs={stranger}", "certificate verify failed")
-    finally:
-        for door in doors:
-            door.close()
-        servers.stop()
+def test_a_cluster(
+    doors: Callable[[int], Door], clusters: Callable[..., ClusterServers], trusted: Path, stranger: Path
+) -> None:
+    servers = clusters().servers
+    opened = [doors(server.port) for server in servers]
+    for server, door in zip(servers, opened, strict=True):
+        server.run("CONFIG", "SET", "cluster-announce-port", door.port)
+    ports = {door.port for door in opened}
+    wait_until(lambda: {shard[2][1] for shard in servers[0].run("CLUSTER", "SLOTS")} == ports, "the nodes to tell")
+    where = f"rediss+cluster://127.0.0.1:{opened[0].port}"
+    claim_twice(f"{where}?ssl_ca_certs={trusted}")
+    assert all(door.tls and not door.plain for door in opened)
+    is_refused(f"{where}?ssl_ca_certs={stranger}", "certificate verify failed")
 
 
-def test_sentinels_and_their_master(tmp_path: Path, context: ssl.SSLContext, trusted: Path, stranger: Path) -> None:
-    doors: list[Door] = []
+def test_sentinels_and_their_master(
+    doors: Callable[[int], Door], sentinels: Callable[..., SentinelServers], trusted: Path, stranger: Path
+) -> None:
+    data: list[Door] = []
 
-    def door(target: int) -> int:
-        doors.append(Door(target, context))
-        return doors[-1].port
+    def known_at(port: int) -> int:
+        data.append(doors(port))
+        return data[-1].port
 
-    servers = SentinelServers(tmp_path / "installation", door=door)
-    data = list(doors)
-    try:
-        servers.start()
-        where = ",".join(f"127.0.0.1:{door(sentinel.port)}" for sentinel in servers.sentinels)
-        claim_twice(f"rediss+sentinel://{where}/service/0?ssl_ca_certs={trusted}")
-        assert data[0].tls
-        assert all(door.tls and not door.plain for door in doors[len(data) :])
-        is_refused(f"rediss+sentinel://{where}/service/0?ssl_ca_certs={stranger}", "certificate verify failed")
-    finally:
-        for each in doors:
-            each.close()
-        servers.stop()
+    asked = [doors(sentinel.port) for sentinel in sentinels(door=known_at).sentinels]
+    where = f"rediss+sentinel://{','.join(f'127.0.0.1:{door.port}' for door in asked)}/service/0"
+    claim_twice(f"{where}?ssl_ca_certs={trusted}")
+    assert data[0].tls
+    assert all(door.tls and not door.plain for door in asked)
+    is_refused(f"{where}?ssl_ca_certs={stranger}", "certificate verify failed")
 
 
 @pytest.mark.parametrize("programs", postgres_programs())
