@@ -18,7 +18,7 @@ from loadtests.processes import machine_busy_seconds
 from loadtests.tools import TOOLS, Load, Outcome, ToolError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 #: The headline benchmark's: `ab -n 10000 -c 10`.
 AB_CONNECTIONS = 10
@@ -154,7 +154,7 @@ class Lab:
         self.results.started = time.strftime("%Y-%m-%d %H:%M:%S %z")
         contenders, cases = plan(self.options)
         try:
-            with self._interruptible():
+            with _on_signals(self._interrupt):
                 self._audit(contenders)
                 self._start(contenders)
                 self._warm_up()
@@ -162,25 +162,14 @@ class Lab:
         except KeyboardInterrupt:
             self.results.interrupted = True
         finally:
-            with _uninterrupted(), ThreadPoolExecutor(8) as pool:
+            with _on_signals(signal.SIG_IGN), ThreadPoolExecutor(8) as pool:  # a second Ctrl-C doesn't end this
                 list(pool.map(Running.close, self._up.values()))
         self.results.seconds = time.monotonic() - self._begun
         return self.results
 
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM raise KeyboardInterrupt."""
-
-        def interrupt(*_: object) -> None:
-            self.results.interrupted = True
-            raise KeyboardInterrupt
-
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _interrupt(self, *_: object) -> None:
+        self.results.interrupted = True
+        raise KeyboardInterrupt
 
     def _step(self, text: str) -> None:
         """Go on, unless an interrupt was lost: in what it runs after a fork, Python ignores every exception."""
@@ -354,11 +343,11 @@ def _create_counters(running: Running, counters: int) -> None:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Stopping is not interrupted by a second Ctrl-C."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+def _on_signals(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
+    """Ctrl-C and SIGTERM are handled so."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)

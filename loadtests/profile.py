@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ from loadtests.contenders import UNLIMITED, Contender, Running
 
 if TYPE_CHECKING:
     from loadtests.tools import Tool
+
+#: Seconds of a server's CPU time after which it counts as loaded.
+BUSY_SECONDS = 0.2
 
 
 class ProfileError(Exception):
@@ -33,27 +37,27 @@ def profile(contender: Contender, tool: Tool, seconds: int, connections: int, ou
     if program is None:
         raise ProfileError("py-spy is not installed: make test installs it")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with Running(contender, UNLIMITED) as running:
+    with Running(contender, UNLIMITED) as running, ThreadPoolExecutor(1) as pool:
         load = tools.Load(connections=connections, requests=10_000_000, seconds=seconds + 2)
         worker = _worker(running.pid)
-        generator = threading.Thread(target=tools.run, args=(tool, f"{running.url}/", load))
-        generator.start()
-        try:
-            done = subprocess.run(
-                [
-                    *(program, "record", "--pid", str(worker), "--duration", str(seconds), "--rate", "500"),
-                    *("--threads", "--native", "--output", str(output)),
-                ],
-                capture_output=True,
-                text=True,
-                check=False,
-                env={**os.environ, "RUST_LOG": "error"},
-            )
-        finally:
-            generator.join()
+        begun = running.usage()
+        generator = pool.submit(tools.run, tool, running.url, load)
+        while running.usage().cpu_since(begun) < BUSY_SECONDS and not generator.done():
+            time.sleep(0.05)  # Locust takes a few seconds to start
+        done = subprocess.run(
+            [
+                *(program, "record", "--pid", str(worker), "--duration", str(seconds), "--rate", "500"),
+                *("--threads", "--native", "--output", str(output)),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "RUST_LOG": "error"},
+        )
     if done.returncode != 0 or not output.exists():
         words = (done.stderr or done.stdout).strip().splitlines()
         raise ProfileError(f"py-spy could not look into the worker: {words[-1] if words else 'it said nothing'}")
+    generator.result()
     return output
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,10 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pythonricing.counters import Answer, Counters, KeyReused
 from pythonricing.settings import MAX_COUNT
 from pythonricing.stores import create_store
-from pythonricing.stores.base import Batch, NoSuchCounter, Replay, Seen, StateLost, StoreRejected, Verdict, stop
+from pythonricing.stores.base import Batch, NoSuchCounter, Replay, Seen, StateLost, StoreRejected, Verdict
 from pythonricing.stores.redis import RedisStore
 from tests.support import (
-    PATIENCE,
     ClusterServers,
     PostgresServer,
     RedisServer,
@@ -616,19 +614,3 @@ def test_a_store_that_falls_back_goes_on_from_what_each_worker_has_seen(store_ur
             max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
-
-
-def test_a_task_that_swallows_a_cancellation_is_stopped_all_the_same() -> None:
-    async def stubborn() -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(3600)
-        await asyncio.sleep(3600)
-
-    async def scenario() -> None:
-        task = asyncio.create_task(stubborn())
-        await asyncio.sleep(0)
-        async with asyncio.timeout(PATIENCE):
-            await stop(task)
-        assert task.cancelled()
-
-    asyncio.run(scenario())

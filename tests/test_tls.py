@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import ssl
+import struct
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -16,26 +16,23 @@ import trustme
 from pythonricing.counters import Counters
 from pythonricing.stores import create_store
 from pythonricing.stores.base import StoreUnavailable
-from tests.support import (
-    PATIENCE,
-    PostgresServer,
-    Silence,
-    free_port,
-    postgres_programs,
-    wait_until,
-)
+from tests.support import PATIENCE, Silence, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support import ClusterServers, RedisServer, SentinelServers
+    from tests.support import ClusterServers, PostgresServer, RedisServer, SentinelServers
+
+
+#: How PostgreSQL's clients ask for TLS before they begin with it ("Message Formats" in its manual).
+SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
 
 class Door:
     """Another port of a server, for clients with TLS; other servers, which send no handshake, get through without.
 
-    It stands in for a server's own TLS, because not every Redis or Valkey is built with it.
+    It stands in for a server's own TLS, because not every Redis, Valkey or PostgreSQL is built with it.
     """
 
     def __init__(self, target: int, context: ssl.SSLContext) -> None:
@@ -52,6 +49,9 @@ class Door:
 
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError), client, socket.create_connection(("127.0.0.1", self.target)) as server:
+            if client.recv(8, socket.MSG_PEEK) == SSL_REQUEST:
+                client.recv(8)
+                client.sendall(b"S")
             if client.recv(1, socket.MSG_PEEK) == b"\x16":  # the first byte of a handshake (RFC 8446, section 5.1)
                 client = self._context.wrap_socket(client, server_side=True)
                 self.tls += 1
@@ -185,21 +185,12 @@ def test_sentinels_and_their_master(
     is_refused(f"{where}?ssl_ca_certs={stranger}", "certificate verify failed")
 
 
-@pytest.mark.parametrize("programs", postgres_programs())
 def test_postgresql(
-    programs: str, authority: trustme.CA, trusted: Path, stranger: Path, request: pytest.FixtureRequest
+    doors: Callable[[int], Door], empty_postgres: PostgresServer, trusted: Path, stranger: Path
 ) -> None:
-    server = PostgresServer(programs).start()
-    request.addfinalizer(server.stop)
-    if not server.sql("SHOW ssl_library")[0][0]:
-        pytest.skip("built without TLS")
-    pem = server.folder / "server.pem"
-    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
-    pem.chmod(0o600)
-    if user := server.identity().get("user"):
-        shutil.chown(pem, user)
-    settings = {"ssl_cert_file": pem, "ssl_key_file": pem, "ssl": "on"}
-    server.sql(*(f"ALTER SYSTEM SET {name} = '{value}'" for name, value in settings.items()), "SELECT pg_reload_conf()")
-    wait_until(lambda: server.sql("SHOW ssl") == [("on",)], "TLS")
-    claim_twice(f"{server.url}?sslmode=verify-full&sslrootcert={trusted}")
-    is_refused(f"{server.url}?sslmode=verify-full&sslrootcert={stranger}", "certificate verify failed")
+    door = doors(empty_postgres.port)
+    where = f"postgresql://postgres@127.0.0.1:{door.port}/postgres?sslmode=verify-full"
+    claim_twice(f"{where}&sslrootcert={trusted}")
+    assert door.tls
+    assert not door.plain
+    is_refused(f"{where}&sslrootcert={stranger}", "certificate verify failed")

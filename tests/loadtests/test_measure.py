@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from loadtests.contenders import UNLIMITED, Contender
-from loadtests.measure import Case, Lab, Options, plan, unexpected
+from loadtests.measure import Case, Lab, Options, _on_signals, plan, unexpected
 from loadtests.tools import Outcome
 
 
@@ -111,7 +111,7 @@ def test_an_interrupt_that_is_swallowed_ends_the_measurement_all_the_same():
                 signal.raise_signal(signal.SIGTERM)
 
     lab = Deaf(options(rounds=6))
-    with lab._interruptible(), pytest.raises(KeyboardInterrupt):
+    with _on_signals(lab._interrupt), pytest.raises(KeyboardInterrupt):
         lab.rehearse()
     assert lab.results.interrupted
     assert len(lab.order) == 1
