@@ -91,7 +91,7 @@ def command_line(pid: int) -> str:
 def workers(running: Service) -> float:
     """How many there are; -1 if a dead one was asked, which a stopped supervisor still holds the socket of."""
     try:
-        return of(scrape(running, patience=1), "workers")
+        return of(scrape(running, patience=5), "workers")
     except OSError:
         return -1
 
