@@ -338,6 +338,7 @@ def test_slots_that_no_node_serves_are_named_and_served_as_soon_as_one_does(
         with pytest.raises(StoreUnavailable, match="slots that no node serves"):
             await counters.read("default")
         assert await counters.check() == ["slots that no node serves"]
+        assert {counter.name for counter in await counters.browse(10)} == set(names.values()) - {"default"}
         for name in names.values():
             if name != "default":
                 assert (await counters.claim(name)).admitted
