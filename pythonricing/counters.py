@@ -450,7 +450,8 @@ class Counters:
         Returns the claims that the verdict is about. Each time it is sent again, claims given up meanwhile stay
         behind: unless an earlier composition was executed already, nobody's numbers are spent on them.
         """
-        self._sequence += 1
+        # Kept for the repeats: other counters' batches take further numbers while this one is on its way.
+        self._sequence = sequence = self._sequence + 1
         compositions = [lane.in_flight]
         give_up = self._loop.time() + RESEND_SECONDS
         failures = 0
@@ -459,7 +460,7 @@ class Counters:
             batch = Batch(
                 lane.name,
                 self._worker,
-                self._sequence,
+                sequence,
                 len(compositions) - 1,
                 [claim.size for claim in claims],
                 [claim.key for claim in claims] if any(claim.key is not None for claim in claims) else None,

@@ -63,6 +63,42 @@ def test_claims_of_one_tick_travel_together_and_later_ones_in_the_next_batch() -
     asyncio.run(scenario())
 
 
+def test_a_batch_whose_reply_was_lost_is_sent_again_as_itself_although_others_left_meanwhile() -> None:
+    class LosesReplies(MemoryStore):
+        """Executes the first batch of `first`, and loses the reply once a batch of `second` has been executed too."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.executed: list[tuple[str, int]] = []
+            self.others = asyncio.Event()
+
+        async def claim(self, batch: Batch) -> Verdict:
+            verdict = await super().claim(batch)
+            self.executed.append((batch.name, batch.sequence))
+            if batch.name == "second":
+                self.others.set()
+            elif len(self.executed) == 1:
+                await self.others.wait()
+                raise StoreUnavailable("the reply was lost")
+            return verdict
+
+    async def scenario() -> None:
+        store = LosesReplies()
+        counters = Counters(store, Silence())
+        await counters.open()
+        for name in ("first", "second"):
+            await counters.put(name, 100)
+        first = counters.claim("first", 3)
+        await asyncio.sleep(0)
+        second = counters.claim("second")
+        assert [(await first).request_count, (await second).request_count] == [3, 1]
+        assert store.executed == [("first", 1), ("second", 2), ("first", 1)]
+        assert (await counters.read("first")).count == 3
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_batch_has_a_bound() -> None:
     async def scenario() -> None:
         store = Gate()
