@@ -24,13 +24,13 @@ headline: .venv/dev  ## ab -n 10000 -c 10, 16 workers, limit 100: synced against
 	$(BIN)/python -m loadtests headline $(ARGS)
 
 failovers: .venv/dev  ## failovers, a migration and partitions under load; prints the README's table
-	$(BIN)/python -m tests.faults.failovers $(ARGS)
+	$(BIN)/python -m loadtests.failovers $(ARGS)
 
 profile: .venv/dev  ## a flame graph of a worker under load; writes results/profile.svg
 	$(BIN)/python -m loadtests profile $(ARGS)
 
 benchmark: .venv/dev  ## the claim path without sockets
-	$(BIN)/pytest tests/test_claim_path.py --benchmark-only
+	$(BIN)/pytest tests/counting/test_claim_path.py --benchmark-only
 
 lint: .venv/dev
 	$(BIN)/ruff check .

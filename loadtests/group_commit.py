@@ -17,7 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support import PostgresServer, RedisServer, Service
+from loadtests.rig.postgres import PostgresServer
+from loadtests.rig.redis import RedisServer
+from loadtests.rig.service import Service
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -30,8 +32,8 @@ def __getattr__(name: str) -> ASGIApp:
     """The same service with batches of one claim; made when a server asks for it."""
     if name != "one_claim_a_transaction":
         raise AttributeError(name)
-    from pythonricing import counters
     from pythonricing.app import app
+    from pythonricing.counting import counters
 
     counters.MAX_BATCH = 1
     return app

@@ -14,22 +14,23 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from pythonricing import logs
-from pythonricing.api import Claim, Live, Manage, Ready, http_error
-from pythonricing.counters import Counters, Journals
-from pythonricing.metrics import Metrics, Scrape, Snapshot
-from pythonricing.openapi import Document
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.journal import Journals
+from pythonricing.counting.model import StoreURLError
 from pythonricing.settings import Settings, SettingsError
 from pythonricing.stores import create_store
-from pythonricing.stores.base import StoreURLError
-from pythonricing.watch import Events, Feed, Page
+from pythonricing.telemetry import logs
+from pythonricing.telemetry.metrics import Metrics, Scrape, Snapshot
+from pythonricing.web.api import Claim, Live, Manage, Ready, http_error
+from pythonricing.web.openapi import Document
+from pythonricing.web.watch import Events, Feed, Page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.types import Receive, Scope, Send
 
-    from pythonricing.counters import Journal
+    from pythonricing.counting.journal import Journal
 
 
 class App(Starlette):

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from tests.support import ClusterServers, PostgresServer, RedisServer, SentinelServers, Service, redis_programs
+from loadtests.rig.postgres import PostgresServer
+from loadtests.rig.redis import ClusterServers, RedisServer, SentinelServers, redis_programs
+from loadtests.rig.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import hammer
+from loadtests.rig.clients import hammer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support import Service
+    from loadtests.rig.service import Service
 
 
 @pytest.mark.parametrize("store", ["empty_valkey", "empty_postgres"])

@@ -20,7 +20,7 @@ cp -a --parents "$(readlink -f /usr/bin/python3)" /usr/bin/python3 "$root"
 cp -a --parents "$(readlink -f /usr/bin/sh)" /usr/bin/sh "$root"  # podman runs the probes of a pod through it
 cp -a --parents /usr/local/bin/{granian,probe,pythonricing} "$root"
 cp -a --parents "$stdlib" "$site" "$root"
-ln -s "$site/pythonricing/granian-log.json" "$root/etc/pythonricing/"
+ln -s "$site/pythonricing/serve/granian-log.json" "$root/etc/pythonricing/"
 
 # Tools, tests and documentation of the standard library, what belongs to terminals and to databases in files, and the
 # codecs that neither HTTP nor a store speaks. Anything that the service imports is tried at the end of this script.
@@ -78,6 +78,6 @@ python3 -m compileall -q --invalidation-mode unchecked-hash -s "$root" -p / "$ro
 chroot "$root" /usr/bin/python3 -B -I -c '
 import asyncio, sys
 import granian.cli, granian.server, hiredis, prometheus_client.multiprocess, redis.asyncio, ssl, uvloop
-import pythonricing.app, pythonricing.cli
+import pythonricing.app, pythonricing.serve.cli
 asyncio.run(asyncio.sleep(0), loop_factory=uvloop.new_event_loop)
 '

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pythonricing.stores.base import StoreURLError
+from pythonricing.counting.model import StoreURLError
 
 if TYPE_CHECKING:
+    from pythonricing.counting.store import Store
     from pythonricing.settings import OnLoss
-    from pythonricing.stores.base import Store
 
 
 def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = "halt") -> Store:
@@ -23,20 +23,20 @@ def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = 
 
             return MemoryStore(on_loss)
         case "redis" | "rediss" | "unix":
-            from pythonricing.stores.redis import RedisStore
+            from pythonricing.stores.redis.store import RedisStore
 
             return RedisStore(url, timeout, replicas, on_loss)
         case "redis+sentinel" | "rediss+sentinel":
-            from pythonricing.stores.sentinel import SentinelStore
+            from pythonricing.stores.redis.sentinel import SentinelStore
 
             return SentinelStore(url, timeout, replicas, on_loss)
         case "redis+cluster" | "rediss+cluster":
-            from pythonricing.stores.cluster import ClusterStore
+            from pythonricing.stores.redis.cluster import ClusterStore
 
             return ClusterStore(url, timeout, replicas, on_loss)
         case "postgresql":
             try:
-                from pythonricing.stores.postgres import PostgresStore
+                from pythonricing.stores.postgres.store import PostgresStore
             except ImportError:
                 raise StoreURLError("PostgreSQL needs its driver: pip install 'pythonricing[postgres]'") from None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pythonricing.stores.base import (
+from pythonricing.counting.model import (
     KEY_SECONDS,
     Batch,
     Counter,

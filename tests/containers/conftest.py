@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loadtests.rig.waiting import free_port, wait_until
 from tests.containers.podman import (
     IMAGE,
     POD,
@@ -28,7 +29,6 @@ from tests.containers.podman import (
     podman,
     succeeds,
 )
-from tests.support import free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

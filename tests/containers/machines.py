@@ -16,7 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support import PATIENCE, redis_programs, wait_until
+from loadtests.rig.redis import redis_programs
+from loadtests.rig.waiting import PATIENCE, wait_until
 
 Manifest = dict[str, Any]
 

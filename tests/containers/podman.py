@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support import wait_until
+from loadtests.rig.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "localhost/pythonricing:latest"

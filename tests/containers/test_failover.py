@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loadtests.rig.waiting import PATIENCE, wait_until
 from tests.containers.machines import Machines, Pod
 from tests.containers.podman import ROOT
 from tests.containers.test_manifests import DEPLOY, SETS, Manifest, by_kind, containers
-from tests.support import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -357,7 +357,8 @@ def test_a_master_of_a_cluster_that_is_replaced_hands_over_first(machines: Machi
 
 CLAIMS = """
 import asyncio, json, pathlib, sys
-from tests.support import hammer, wait_until
+from loadtests.rig.clients import hammer
+from loadtests.rig.waiting import wait_until
 stop = pathlib.Path(sys.argv[1])
 def claims():
     while not stop.exists():

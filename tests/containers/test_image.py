@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loadtests.rig.waiting import wait_until
 from tests.containers.podman import IMAGE, build, inspect, log, podman, succeeds
-from tests.support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loadtests.rig.clients import Client, History, hammer
+from loadtests.rig.waiting import wait_until
 from tests.containers.podman import IMAGE, POD, inspect, log, logged, numbers, podman, succeeds
-from tests.support import Client, History, hammer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loadtests.rig.clients import hammer
+from loadtests.rig.waiting import free_port, wait_until
 from tests.containers.podman import STORE_IMAGE, logged, podman, succeeds
-from tests.support import free_port, hammer, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.harness import VICTIMS
-from tests.faults.proxy import Proxy
+from loadtests.rig.harness import VICTIMS
+from loadtests.rig.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.faults.harness import Victim
+    from loadtests.rig.harness import Victim
 
 
 @pytest.fixture(params=VICTIMS)

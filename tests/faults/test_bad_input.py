@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-from tests.support import RedisServer, Service
+from loadtests.rig.redis import RedisServer
+from loadtests.rig.service import Service
 
 TOKEN = "secret"
 LIMIT = 10**9

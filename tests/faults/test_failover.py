@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pythonricing.stores.sentinel import Sentinels
-from tests.faults.failovers import LIMIT, cluster_failover, lagging_replica, migration, partition, sentinel_failover
-from tests.support import SentinelServers, wait_until
+from loadtests.failovers import LIMIT, cluster_failover, lagging_replica, migration, partition, sentinel_failover
+from loadtests.rig.redis import SentinelServers
+from loadtests.rig.waiting import wait_until
+from pythonricing.stores.redis.sentinel import Sentinels
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.faults.failovers import Harm
+    from loadtests.failovers import Harm
 
 # What each drill promises is held against its clients' answers and its services' logs by the drill itself.
 

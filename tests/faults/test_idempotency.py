@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.harness import Load, count_of, judge
+from loadtests.rig.clients import Client
+from loadtests.rig.harness import Load, count_of, judge
+from loadtests.rig.waiting import wait_until
 from tests.faults.test_workers import kill_a_worker
-from tests.support import Client, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from tests.faults.harness import Victim
-    from tests.faults.proxy import Proxy
-    from tests.support import Service
+    from loadtests.rig.harness import Victim
+    from loadtests.rig.proxy import Proxy
+    from loadtests.rig.service import Service
 
 
 async def together(port: int, paths: list[str], key: str) -> list[tuple[int, Any]]:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.harness import Load, count_of, judge, orphans
-from tests.support import Client, wait_until
+from loadtests.rig.clients import Client
+from loadtests.rig.harness import Load, count_of, judge, orphans
+from loadtests.rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.faults.harness import Victim
-    from tests.faults.proxy import Mode, Proxy
-    from tests.support import Service
+    from loadtests.rig.harness import Victim
+    from loadtests.rig.proxy import Mode, Proxy
+    from loadtests.rig.service import Service
 
 
 @pytest.mark.parametrize("mode", ["deaf", "cut", "refuse", "delay"])

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pythonricing.counters import RESEND_SECONDS, Counters
-from pythonricing.stores.base import RECEIPT_SECONDS, NoSuchCounter, StateLost
+from loadtests.rig.harness import Load, RedisVictim
+from pythonricing.counting.counters import RESEND_SECONDS, Counters
+from pythonricing.counting.model import RECEIPT_SECONDS, NoSuchCounter, StateLost
 from pythonricing.stores.memory import MemoryStore
-from tests.faults.harness import Load, RedisVictim
 from tests.support import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pythonricing.stores.base import Batch, Verdict
-    from tests.faults.harness import Victim
-    from tests.support import Service
+    from loadtests.rig.harness import Victim
+    from loadtests.rig.service import Service
+    from pythonricing.counting.model import Batch, Verdict
 
 
 class Slow(MemoryStore):

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.harness import Load, Victim
+from loadtests.rig.harness import Load, Victim
+from loadtests.rig.waiting import wait_until
 from tests.faults.test_workers import workers
-from tests.support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support import Service
+    from loadtests.rig.service import Service
 
 TOKEN = "let-me"
 ADMIN = {"authorization": f"Bearer {TOKEN}"}

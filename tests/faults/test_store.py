@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.harness import Load, RedisVictim, every, judge
-from tests.support import wait_until
+from loadtests.rig.harness import Load, RedisVictim, every, judge
+from loadtests.rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.faults.harness import Victim
-    from tests.support import Service
+    from loadtests.rig.harness import Victim
+    from loadtests.rig.service import Service
 
 
 def test_connections_closed_every_50_ms_go_unnoticed(victim: Victim, service: Callable[..., Service]) -> None:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.harness import Load, judge
-from tests.support import Client, wait_until
+from loadtests.rig.clients import Client
+from loadtests.rig.harness import Load, judge
+from loadtests.rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.faults.harness import Victim
-    from tests.faults.proxy import Proxy
-    from tests.support import Service
+    from loadtests.rig.harness import Victim
+    from loadtests.rig.proxy import Proxy
+    from loadtests.rig.service import Service
 
 
 def workers(service: Service) -> set[int]:

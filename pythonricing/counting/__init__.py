@@ -1,0 +1,1 @@
+"""The heart: what counters are and what claims get, without I/O or HTTP."""

@@ -1,0 +1,107 @@
+"""What counters, claims, batches and verdicts are, and what can go wrong with them."""
+
+from __future__ import annotations
+
+import msgspec
+
+#: Seconds for which a store remembers a worker's last batch. Workers stop sending a batch again long before.
+RECEIPT_SECONDS = 3600
+#: Seconds for which a store remembers the first answer to an idempotency key.
+KEY_SECONDS = 86_400
+#: Seconds for which a store remembers that a counter was deleted, so that its absence is no loss of data.
+TOMBSTONE_SECONDS = 7 * 86_400
+
+
+class StoreError(Exception):
+    """Something kept a store from doing its work."""
+
+
+class StoreURLError(StoreError):
+    """The store's URL can't be used. Its text is one line for the operator."""
+
+
+class StoreUnavailable(StoreError):
+    """No answer came. A batch may have been executed or not: sending the same batch again settles it."""
+
+
+class StoreRejected(StoreError):
+    """The store answered with an error and executed nothing."""
+
+
+class NoSuchCounter(StoreError):
+    """There is no counter of this name, and none was lost."""
+
+
+class StateLost(StoreError):
+    """The store's data is gone or older than what a worker has seen; counting on would oversell."""
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """The newest state of a counter that a worker knows of."""
+
+    epoch: int
+    count: int
+    limit: int
+
+
+class Counter(msgspec.Struct, frozen=True):
+    """A counter as the store has it. `epoch` is new whenever counting starts over: later epochs are greater.
+
+    `lost` is told by `browse` only: the store is known to have lost what the counter had counted.
+    """
+
+    name: str
+    count: int
+    limit: int
+    epoch: int
+    lost: bool = False
+    #: The count before this reading raised it to the highest that the worker had seen; None: it didn't.
+    raised: int | None = None
+
+
+class Batch(msgspec.Struct):
+    """The claims of one worker on one counter that travel together, in arrival order.
+
+    Sending a batch with the same `sequence` again never counts twice: the store keeps the reply to each worker's last
+    batch (its receipt) and repeats it. What is sent again may leave out claims that nobody waits for any more; the
+    `attempt` in the reply tells which of the compositions was executed.
+    """
+
+    name: str
+    worker: str
+    sequence: int
+    attempt: int
+    #: The size of each claim; at least 1.
+    sizes: list[int]
+    #: The idempotency key of each claim, or None if no claim has one.
+    keys: list[str | None] | None
+    seen: Seen | None
+    #: The limit with which a counter that isn't there is created; None: it isn't.
+    create: int | None
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """The first answer to an idempotency key, found again."""
+
+    size: int
+    count: int
+    limit: int
+    admitted: bool
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The store's reply to a batch.
+
+    Claims are granted greedily in arrival order, each whole or not at all, so that `before`, `limit` and the sizes
+    say what each claim got; a claim with a replay takes no part in that.
+    """
+
+    attempt: int
+    epoch: int
+    limit: int
+    #: The count before the batch.
+    before: int
+    #: One entry for each claim with an idempotency key, in order; None where the key was new.
+    replays: list[Replay | None]
+    #: The count before it was raised to `before`, the highest that the worker had seen; None: it wasn't.
+    raised: int | None = None

@@ -1,0 +1,73 @@
+"""What a store is: the one protocol that the memory, Redis and PostgreSQL stores keep."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pythonricing.counting.model import Batch, Counter, Seen, Verdict
+
+
+class Store(Protocol):
+    """Where counters live. Every method but `open` and `close` raises StoreUnavailable, StoreRejected or StateLost."""
+
+    #: Called after each connection, the first one too: what it leads to may know less than the one before.
+    connected: Callable[[], None]
+
+    @property
+    def trouble(self) -> str:
+        """Why the store can't be reached, and which server of it, as far as is known."""
+
+    @property
+    def reconnects(self) -> int:
+        """Connections made after the first one."""
+
+    @property
+    def nodes(self) -> Mapping[str, bool]:
+        """The servers that hold counters, and whether this worker is connected to each; empty if they aren't told."""
+
+    @property
+    def master(self) -> str | None:
+        """The server that others say is the one in charge; None if nobody has to be asked."""
+
+    def node(self, name: str) -> str:
+        """The server that holds a counter, as far as is known."""
+
+    async def open(self) -> None:
+        """Start connecting. Doesn't wait for it and doesn't fail while the store is away."""
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+
+    async def ready(self, name: str | None = None) -> None:
+        """Wait until the server of a counter is connected; without a name, any server."""
+
+    async def probe(self) -> list[str] | None:
+        """The servers that don't answer while others do; None where there is only one, which is for `read` to ask.
+
+        Raises StoreUnavailable if none answers, or if it is known that too few replicas would confirm a claim.
+        """
+
+    async def claim(self, batch: Batch) -> Verdict:
+        """Execute `batch` atomically, or repeat its receipt. Raises NoSuchCounter too."""
+
+    async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
+        """Read a counter and check it against `seen`. Raises NoSuchCounter too."""
+
+    async def put(self, name: str, limit: int | None, *, restart: bool = False) -> tuple[Counter, bool]:
+        """Create a counter, change its limit (None keeps it) or, with `restart`, count from 0 in a new epoch.
+
+        It is an operator's word: it ends the state of a lost counter. Returns the counter and whether it was created.
+        Raises NoSuchCounter if there is none and no limit to create it with.
+        """
+
+    async def configure(self, name: str, limit: int) -> None:
+        """Give a counter the limit of the settings, creating it if need be. No operator's word: a loss stays one."""
+
+    async def delete(self, name: str) -> None:
+        """Forget a counter and remember that it was deleted. Raises NoSuchCounter too."""
+
+    async def browse(self, limit: int) -> list[Counter]:
+        """The first `limit` counters by name, lost ones too; doesn't create any."""

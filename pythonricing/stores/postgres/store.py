@@ -1,0 +1,330 @@
+"""Counters in PostgreSQL: each batch is one procedure call, one round trip and one transaction.
+
+A worker holds one connection, and opens up to four when several counters are claimed at once: a batch waits in the
+database for the counter's row and for the disk, and another counter's batch need not wait behind it. More would not
+help a single counter, whose batches follow each other, and 16 workers stay below PostgreSQL's default of 100.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from functools import partial
+from importlib import resources
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from pythonricing.counting.model import (
+    KEY_SECONDS,
+    RECEIPT_SECONDS,
+    TOMBSTONE_SECONDS,
+    Counter,
+    NoSuchCounter,
+    Replay,
+    StateLost,
+    StoreError,
+    StoreRejected,
+    StoreUnavailable,
+    Verdict,
+)
+from pythonricing.settings import without_password
+from pythonricing.stores.link import Link, stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pythonricing.counting.model import Batch, Seen
+    from pythonricing.settings import OnLoss
+
+SCHEMA = resources.files(__package__).joinpath("schema.sql").read_text()
+#: The version of the schema that this code speaks; schema.sql ends with it.
+VERSION = 2
+#: Connections that a worker opens at most.
+CONNECTIONS = 4
+#: Seconds after which a worker looks for expired rows; one worker finds them, the others find nothing to do.
+SWEEP_SECONDS = 60
+#: Rows of a table removed in one transaction.
+SWEEP_ROWS = 1000
+
+CHECK = "SELECT version, pg_backend_pid() AS pid FROM pythonricing.installation"
+# Numbers travel in arrays of text: asyncpg knows text[] by itself, and would ask each new connection what bigint[] is.
+CLAIM = (
+    "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, "
+    "$13::text[]::bigint[], $14::text[]::bigint[], $15, NULL, NULL)"
+)
+PUT = "CALL pythonricing.put($1, $2, $3, $4, NULL, NULL)"
+DELETE = "CALL pythonricing.delete($1, $2, $3, NULL, NULL)"
+BROWSE = """
+SELECT array_agg(name) AS names, array_agg(count) AS counts, array_agg("limit") AS limits, array_agg(epoch) AS epochs,
+  array_agg(lost) AS lost
+FROM (
+  SELECT name, coalesce(count, 0) AS count, coalesce("limit", 0) AS "limit", epoch, lost IS NOT NULL AS lost
+  FROM pythonricing.counter WHERE count IS NOT NULL OR lost IS NOT NULL ORDER BY name COLLATE "C" LIMIT $1::bigint
+) AS first
+"""
+SWEEP = "CALL pythonricing.sweep($1, $2, $3, NULL, NULL)"
+
+#: SQLSTATEs, or how they begin, of what passes: lost connections, transactions to be run again, no connection to spare,
+#: a lock not had in time, a shutdown or restart. (PostgreSQL documentation, appendix A.)
+PASSING_ERRORS = ("08", "40", "53300", "55P03", "57")
+#: Those after which another connection may find a better server, or install the schema that is gone: a standby,
+#: an unknown procedure, schema or table.
+LEAVING_ERRORS = ("25006", "42883", "3F000", "42P01")
+
+
+class Session:
+    """One connection, for one command at a time; a command unanswered for `timeout` seconds closes it."""
+
+    def __init__(self, connection: Any, claim: Any, timeout: float) -> None:
+        self._connection = connection
+        self._claim = claim
+        self._timeout = timeout
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._connection.is_closed())
+
+    def close(self) -> None:
+        self._connection.terminate()
+
+    async def run(self, statement: str, arguments: Sequence[object]) -> Any:
+        """Run a statement and return its first row."""
+        watchdog = asyncio.get_running_loop().call_later(self._timeout, self.close)
+        try:
+            if statement is CLAIM and self._claim is not None:
+                return await self._claim.fetchrow(*arguments)
+            return await self._connection.fetchrow(statement, *arguments)
+        except asyncpg.PostgresError as error:
+            raise self._translated(error) from None
+        except Exception as error:
+            # Whatever else goes wrong in the driver leaves open whether the server has executed the command.
+            self.close()
+            raise StoreUnavailable(f"the connection was lost: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            watchdog.cancel()
+
+    def _translated(self, error: asyncpg.PostgresError) -> StoreError:
+        state = str(error.sqlstate)
+        if state.startswith(LEAVING_ERRORS) or getattr(error, "severity_en", None) in ("FATAL", "PANIC"):
+            self.close()
+        passing = state.startswith((*PASSING_ERRORS, *LEAVING_ERRORS))
+        return (StoreUnavailable if passing else StoreRejected)(f"{error} ({state})")
+
+
+class PostgresStore:
+    """A Store on PostgreSQL 14 or later.
+
+    A silent connection is given up after half of `timeout`, so that what was sent over it can still be sent again
+    over a new one before anybody's patience ends.
+    """
+
+    nodes: Mapping[str, bool] = {}
+    master = None
+
+    def __init__(self, url: str, timeout: float, on_loss: OnLoss = "halt") -> None:
+        self.connected: Callable[[], None] = lambda: None
+        self._on_loss = on_loss
+        self._url = url
+        self._where = without_password(url)
+        self._timeout = timeout / 2
+        # In milliseconds, and a little earlier than the connection is given up; 0 would mean for ever.
+        self._patience = max(1, int(self._timeout * 900))
+        self._links: list[Link[Session]] = []
+        for number in range(CONNECTIONS):
+            self._links.append(Link(self._where, partial(self._connect, number), self._was_connected))
+        self._unopened = self._links[::-1]
+        self._connected = asyncio.Event()
+        self._sessions: set[Session] = set()
+        self._idle: asyncio.Queue[Session] = asyncio.Queue()  # in turns, so that closed ones come up and are dropped
+        self._sweeper: asyncio.Task[None] | None = None
+
+    @property
+    def trouble(self) -> str:
+        return self._links[0].trouble
+
+    @property
+    def reconnects(self) -> int:
+        return sum(max(0, link.reconnects) for link in self._links)
+
+    async def open(self) -> None:
+        if self._sweeper is None:
+            self._unopened.pop().open()
+            self._sweeper = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        if self._sweeper is not None:
+            await stop(self._sweeper)
+        for link in self._links:
+            await link.close()
+
+    async def ready(self, name: str | None = None) -> None:
+        await self._connected.wait()
+
+    async def probe(self) -> None:
+        return None
+
+    def node(self, name: str) -> str:
+        return self._where
+
+    def _was_connected(self) -> None:
+        if len(self._sessions) == 1:  # not for those that are opened because there is much to do
+            self.connected()
+
+    async def claim(self, batch: Batch) -> Verdict:
+        runs: list[tuple[int, int, str | None]]
+        if batch.keys is None:
+            runs = [(sum(1 for _ in run), size, None) for size, run in groupby(batch.sizes)]
+        else:
+            runs = [(1, size, key) for size, key in zip(batch.sizes, batch.keys, strict=True)]
+        (attempt, epoch, limit, before, *records), raised = await self._claim(
+            batch.name, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, runs
+        )
+        replays = [
+            Replay(size, count, limit_then, bool(admitted)) if size else None
+            for size, count, limit_then, admitted in zip(*[iter(records)] * 4, strict=True)
+        ]
+        return Verdict(attempt, epoch, limit, before, replays, raised)
+
+    async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
+        (_, epoch, limit, count), raised = await self._claim(name, "", 0, 0, seen, create, [])
+        return Counter(name, count, limit, epoch, raised=raised)
+
+    async def put(self, name: str, limit: int | None, *, restart: bool = False) -> tuple[Counter, bool]:
+        created, epoch, stored, count = (await self._call(PUT, name, limit, "restart" if restart else "change"))[0]
+        return Counter(name, count, stored, epoch), bool(created)
+
+    async def configure(self, name: str, limit: int) -> None:
+        await self._call(PUT, name, limit, "configure")
+
+    async def delete(self, name: str) -> None:
+        await self._call(DELETE, name, TOMBSTONE_SECONDS)
+
+    async def browse(self, limit: int) -> list[Counter]:
+        row = await self._run(BROWSE, limit)
+        columns = (row["names"], row["counts"], row["limits"], row["epochs"], row["lost"])
+        return [Counter(*each) for each in zip(*(column or () for column in columns), strict=True)]
+
+    async def _claim(
+        self,
+        name: str,
+        worker: str,
+        sequence: int,
+        attempt: int,
+        seen: Seen | None,
+        create: int | None,
+        runs: list[tuple[int, int, str | None]],
+    ) -> tuple[list[int], int | None]:
+        known = (None, None, None) if seen is None else (seen.epoch, seen.count, seen.limit)
+        times = [str(times) for times, _, _ in runs]
+        sizes = [str(size) for _, size, _ in runs]
+        keys = [key for _, _, key in runs]
+        options = (RECEIPT_SECONDS, KEY_SECONDS, create, *known, self._on_loss)
+        return await self._call(CLAIM, name, worker, sequence, attempt, *options, times, sizes, keys)
+
+    async def _run(self, statement: str, *arguments: object) -> Any:
+        """Run a statement on an idle session; open another one if all are at work."""
+        session = await self._session()
+        try:
+            return await session.run(statement, arguments)
+        finally:
+            if not session.closed:
+                self._idle.put_nowait(session)
+
+    async def _call(self, statement: str, *arguments: object) -> tuple[list[int], int | None]:
+        """Run a procedure. Returns its reply and, if it raised the count, the one before."""
+        row = await self._run(statement, self._patience, *arguments)
+        outcome, _, raised = row["outcome"].partition(" ")
+        match outcome:
+            case "MISSING":
+                raise NoSuchCounter(arguments[0])
+            case "LOST":
+                raise StateLost(arguments[0])
+            case "STALE":
+                raise StoreRejected("a later batch of this worker was executed before this one")
+        return [int(word) for word in row["reply"] or ()], int(raised) if raised else None
+
+    async def _session(self) -> Session:
+        """An idle session. Raises StoreUnavailable if none comes free in time; nothing was sent then."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    if self._idle.empty() and self._unopened:
+                        self._unopened.pop().open()
+                    session = await self._idle.get()
+                    if not session.closed:
+                        return session
+        except TimeoutError:
+            raise StoreUnavailable(f"no connection to {self._where} came free in time") from None
+
+    async def _sweep(self) -> None:
+        """Remove expired rows now and then, a few at a time, until none are left."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))
+            with contextlib.suppress(StoreError):
+                await self.ready()
+                while (await self._call(SWEEP, SWEEP_ROWS, SWEEP_SECONDS))[0] != [0]:
+                    pass
+
+    async def _connect(self, link: int) -> Session:
+        try:
+            async with asyncio.timeout(self._timeout * 2):
+                connection = await asyncpg.connect(
+                    self._url,
+                    statement_cache_size=0,
+                    server_settings={"application_name": f"pythonricing-{os.getpid()}"},
+                )
+                try:
+                    session = Session(connection, await _prepare(connection), self._timeout)
+                except BaseException:
+                    connection.terminate()
+                    raise
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+            raise StoreUnavailable(str(error) or "no answer in time") from None
+
+        def lost(_: object) -> None:
+            self._sessions.discard(session)
+            if not self._sessions:
+                self._connected.clear()
+            self._links[link].lost()
+
+        connection.add_termination_listener(lost)
+        self._sessions.add(session)
+        self._idle.put_nowait(session)
+        self._connected.set()
+        return session
+
+
+async def _prepare(connection: Any) -> Any:
+    """Install the schema, or a newer one, if need be, and prepare the claim unless a pooler stands between.
+
+    A pooler in transaction mode hands each transaction to whichever connection is free, where a statement prepared by
+    name may be unknown, or another one of the same name. It is told by the server's process, which is not the one that
+    answered; statements are then parsed each time (asyncpg keeps that on one connection), in a second round trip.
+    """
+    try:
+        installed = await _installed(connection)
+        if installed is None or installed["version"] < VERSION:
+            await connection.execute(SCHEMA)
+            installed = await _installed(connection)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StoreRejected(f"{error}; let a role with the rights run what `pythonricing schema` prints") from None
+    if installed["version"] > VERSION:
+        raise StoreRejected(
+            f"its schema has version {installed['version']}, newer than this pythonricing knows ({VERSION}); upgrade it"
+        )
+    direct = installed["pid"] == connection.get_server_pid()
+    return await connection.prepare(CLAIM, name="pythonricing_claim") if direct else None
+
+
+async def _installed(connection: Any) -> Any:
+    try:
+        return await connection.fetchrow(CHECK)
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        return None

@@ -1,0 +1,277 @@
+"""Counters spread over a Redis or Valkey Cluster: redis-py knows the slots, a pipeline leads to each shard's master.
+
+All keys of a counter share a hash tag, so a batch is one script on one shard, and its receipts move with its slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import hiredis
+from loguru import logger
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import parse_url
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import AskError, MovedError, RedisError
+
+from pythonricing.counting.model import StoreError, StoreUnavailable, StoreURLError
+from pythonricing.stores.link import Link, stop
+from pythonricing.stores.redis.sentinel import CONNECT_SECONDS, addresses
+from pythonricing.stores.redis.store import INDEX, REDIRECTIONS, Pipeline, RedisStore, ignore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pythonricing.settings import OnLoss
+
+#: Seconds between two looks at the cluster's slots (some 10 ms of a CPU each), growing while a shard can't be reached.
+LOOK_SECONDS = 0.1
+MAX_LOOK_SECONDS = 0.5
+
+#: Who serves the slots that were given to no node; a cluster that needs no full coverage goes on without them.
+NOBODY = "slots that no node serves"
+
+
+class ClusterStore(RedisStore):
+    """A Store on `redis+cluster://[user:password@]host:port,host:port[?options]`: any of the cluster's nodes.
+
+    The options are those of redis-py's URLs. A worker keeps one connection to the master of each shard.
+    """
+
+    def __init__(self, url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = "halt") -> None:
+        super().__init__(url, timeout, replicas, on_loss)
+        self._links: dict[str, Link[Pipeline]] = {}
+        self._retired = 0  # reconnects of links that are gone
+        self._looking: asyncio.Task[None] | None = None
+        self._look_again = asyncio.Event()
+        self._news = asyncio.Event()  # replaced with each change of slots or connections
+        self._waiting = 0  # calls of ready()
+        self._owners: dict[int, str] = {}  # as they were last looked at
+        self._trouble = ""
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _read_url(self, url: str) -> tuple[Any, dict[str, Any]]:
+        parts = urlsplit(url)
+        if parts.path.strip("/"):
+            raise StoreURLError(f"{self._where}: a cluster has no databases or services to choose by a path")
+        self._seeds = addresses(parts.netloc, 6379, self._where)
+        self._scheme = parts.scheme.partition("+")[0]
+        user, at, _ = parts.netloc.rpartition("@")
+        plain = f"{self._scheme}://{user}{at}cluster?{parts.query}"
+        kind, options = super()._read_url(plain)
+        if options.get("db"):
+            raise StoreURLError(f"{self._where}: a cluster has no databases")
+        self._patience = min(self._timeout, CONNECT_SECONDS)
+        known: dict[str, Any] = {"ssl": self._scheme == "rediss", "protocol": 2, **parse_url(plain)}
+        known |= {"socket_timeout": self._patience / 2, "socket_connect_timeout": self._patience / 2}
+        for name in ("host", "connection_class", "db"):
+            known.pop(name, None)
+        try:
+            nodes = [ClusterNode(host, port) for host, port in self._seeds]
+            self._slots = RedisCluster(startup_nodes=nodes, require_full_coverage=False, **known).nodes_manager
+        except (RedisError, TypeError, OSError) as error:
+            raise StoreURLError(f"{self._where}: {error}") from None
+        return kind, options
+
+    @property
+    def trouble(self) -> str:
+        return next((link.trouble for link in self._links.values() if not link.connected), self._trouble)
+
+    @property
+    def reconnects(self) -> int:
+        return self._retired + sum(max(0, link.reconnects) for link in self._links.values())
+
+    @property
+    def nodes(self) -> Mapping[str, bool]:
+        return {node: link.connected for node, link in self._links.items()}
+
+    def node(self, name: str) -> str:
+        nodes = self._slots.slots_cache.get(key_slot(name.encode()))
+        return str(nodes[0].name) if nodes else NOBODY
+
+    async def open(self) -> None:
+        if self._looking is not None:
+            return
+        self._look_again.set()
+        self._looking = asyncio.create_task(self._look())
+
+    async def close(self) -> None:
+        for task in (self._looking, *self._tasks):
+            if task is not None:
+                await stop(task)
+        for link in self._links.values():
+            await link.close()
+
+    async def ready(self, name: str | None = None) -> None:
+        # One event for all who wait: they may be thousands.
+        self._waiting += 1
+        try:
+            while not self._is_ready(name):
+                self._look_again.set()
+                await self._news.wait()
+        finally:
+            self._waiting -= 1
+
+    def _is_ready(self, name: str | None) -> bool:
+        if name is None:
+            return any(link.connected for link in self._links.values())
+        link = self._links.get(self.node(name))
+        return link is not None and link.connected
+
+    async def probe(self) -> list[str] | None:
+        masters = self._masters()
+        answers = await asyncio.gather(*(self._answers(node) for node in masters))
+        unreachable = sorted(node for node, answered in zip(masters, answers, strict=True) if not answered)
+        if len(unreachable) == len(masters):
+            raise StoreUnavailable(f"no shard of {self._where} answers: {', '.join(unreachable)}; {self.trouble}")
+        return unreachable if self._is_whole() else [*unreachable, NOBODY]
+
+    async def _answers(self, node: str) -> bool:
+        """Whether a shard's master answers and is in a part of the cluster that serves."""
+        try:
+            async with asyncio.timeout(self._timeout / 2):
+                state = await self._link_to(node).connection.confirmed("CLUSTER", "INFO")
+        except (StoreUnavailable, TimeoutError):
+            return False
+        return isinstance(state, bytes) and b"cluster_state:ok" in state
+
+    async def _look(self) -> None:
+        """Ask the cluster who serves which slots, whenever something suggests that this has changed."""
+        failures = 0
+        while True:
+            await self._look_again.wait()
+            self._look_again.clear()
+            try:
+                # Those of the URL too: all nodes that were known may have gone.
+                for host, port in self._seeds:
+                    node = ClusterNode(host, port, **self._slots.connection_kwargs)
+                    self._slots.startup_nodes.setdefault(node.name, node)
+                await self._slots.initialize()
+                self._trouble = "" if self._is_whole() else NOBODY
+            except Exception as error:
+                self._trouble = str(error)
+                self._look_again.set()
+                if not failures:
+                    logger.warning("the slots of {} can't be read, trying again: {}", self._where, error)
+            with suppress(Exception):  # one look in many: nothing waits for these connections
+                await self._slots.aclose()
+                await self._slots.aclose("startup_nodes")
+            await self._follow()
+            if self._waiting or not all(link.connected for link in self._links.values()):
+                self._look_again.set()
+            failures = failures + 1 if self._look_again.is_set() else 0
+            ceiling = min(LOOK_SECONDS * 2**failures, MAX_LOOK_SECONDS)
+            await asyncio.sleep(random.uniform(ceiling / 2, ceiling))
+
+    async def _follow(self) -> None:
+        """Connect to the masters of all shards, and leave nodes that are none and have nothing left to answer."""
+        masters = self._masters()
+        for node in masters:
+            self._link_to(node)
+        for node in self._links.keys() - set(masters):
+            link = self._links[node]
+            if not link.connected or link.connection.idle:
+                del self._links[node]
+                self._retired += max(0, link.reconnects)
+                await link.close()
+        owners = {slot: nodes[0].name for slot, nodes in self._slots.slots_cache.items()}
+        if owners != self._owners:
+            self._owners = owners
+            self._tell_news()
+
+    def _is_whole(self) -> bool:
+        return len(self._slots.slots_cache) == REDIS_CLUSTER_HASH_SLOTS
+
+    def _masters(self) -> list[str]:
+        # Slots of one range share one list, and a master may have several ranges.
+        ranges = {id(nodes): nodes for nodes in self._slots.slots_cache.values()}
+        return list(dict.fromkeys(str(nodes[0].name) for nodes in ranges.values()))
+
+    def _link_to(self, node: str) -> Link[Pipeline]:
+        """The link to a node; made if it is the first time that this node is needed."""
+        link = self._links.get(node)
+        if link is None:
+            where = f"{self._scheme}://{node}"
+            link = self._links[node] = Link(where, partial(self._connect_to, node), self._was_connected)
+            link.open()
+        return link
+
+    async def _connect_to(self, node: str) -> Pipeline:
+        host, _, port = node.rpartition(":")
+        options = {**self._connection_options, "host": host, "port": int(port)}
+        try:
+            return await self._dial(self._links[node], node, options, self._patience)
+        except StoreUnavailable:
+            self._look_again.set()
+            raise
+
+    def _was_connected(self) -> None:
+        self._tell_news()
+        super()._was_connected()
+
+    def _tell_news(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def _pipeline(self, name: str) -> Pipeline:
+        node = self.node(name)
+        if node == NOBODY:
+            self._look_again.set()
+            raise StoreUnavailable(f"no node of {self._where} serves {name}")
+        return self._link_to(node).connection
+
+    async def _redirect(self, name: str, error: str, pipeline: Pipeline) -> tuple[Pipeline, bool]:
+        kind, _, where = error.partition(" ")
+        if kind not in ("MOVED", "ASK"):
+            if kind == "CLUSTERDOWN":
+                self._look_again.set()
+            return await super()._redirect(name, error, pipeline)
+        # Nothing was executed.
+        if kind == "MOVED":
+            self._look_again.set()
+            with suppress(KeyError, RedisError):  # a slot that nobody served when it was looked; a node without a host
+                await self._slots.move_slot(MovedError(where))
+            if (node := self.node(name)) == NOBODY:
+                raise StoreUnavailable(error)
+            link = self._link_to(node)
+        else:
+            asked = AskError(where)
+            link = self._link_to(f"{asked.host}:{asked.port}")
+        try:
+            async with asyncio.timeout(self._timeout):
+                await link.ready()
+        except TimeoutError:
+            raise StoreUnavailable(f"{error}: {link.trouble or 'no answer in time'}") from None
+        return link.connection, kind == "ASK"
+
+    async def _call(self, name: str, *command: str | int) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout / 2):
+                return await self._follow_redirections(name, *command)
+        except (StoreUnavailable, TimeoutError):
+            return None
+
+    async def _follow_redirections(self, name: str, *command: str | int) -> Any:
+        pipeline, asking = self._pipeline(name), False
+        for _ in range(REDIRECTIONS):
+            if asking:
+                pipeline.call("ASKING").add_done_callback(ignore)
+            reply = await pipeline.call(*command)
+            if not isinstance(reply, hiredis.ReplyError):
+                return reply
+            pipeline, asking = await self._redirect(name, str(reply), pipeline)
+        raise StoreUnavailable(str(reply))
+
+    def _tell(self, *command: str | int) -> None:
+        async def tell() -> None:
+            with suppress(StoreError):
+                await self._follow_redirections(INDEX, *command)
+
+        task = asyncio.create_task(tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,425 @@
+"""The store on a cluster: real nodes, slots that move, shards that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loadtests.rig.waiting import PATIENCE, wait_until
+from pythonricing.counting.counters import Answer, Counters
+from pythonricing.counting.model import NoSuchCounter, StoreError, StoreUnavailable, StoreURLError
+from pythonricing.stores import create_store
+from tests.serve.test_cli import run
+from tests.stores.test_sentinel import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until
+from tests.support import Silence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from loadtests.rig.redis import ClusterServers, RedisServer
+    from loadtests.rig.service import Service
+
+
+def names_by_owner(servers: ClusterServers) -> dict[RedisServer, str]:
+    """A counter's name for each master."""
+    found: dict[RedisServer, str] = {}
+    for number in range(1000):
+        found.setdefault(servers.owner_of(servers.slot_of(f"c{number}")), f"c{number}")
+        if len(found) == 3:
+            return found
+    raise AssertionError("a master without counters")
+
+
+async def claim_in_the_end(counters: Counters, name: str) -> Answer:
+    """Claim until it succeeds: a node that came back takes no writes for its first two seconds."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(StoreError):
+                return await counters.claim(name)
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis+cluster://u:secret@a:1/0", "a cluster has no databases or services"),
+        ("redis+cluster://u:secret@a:1?db=2", "a cluster has no databases"),
+        ("redis+cluster://u:secret@", "servers are named like host:port,host:port"),
+        ("redis+cluster://u:secret@a:1,:2", "servers are named like host:port,host:port"),
+        ("redis+cluster://u:secret@a:99999", "Port out of range"),
+        ("redis+cluster://a:1?password=secret&nonsense=1", "nonsense"),
+    ],
+)
+def test_a_url_that_cant_be_used_is_one_clear_line_without_its_password(url: str, complaint: str) -> None:
+    with pytest.raises(StoreURLError) as error:
+        create_store(url, 1.0)
+    line = str(error.value)
+    assert complaint in line
+    assert "\n" not in line
+    assert "secret" not in line
+
+
+def test_ten_thousand_counters_are_spread_over_the_shards(clusters: Callable[..., ClusterServers]) -> None:
+    servers = clusters("--appendfsync", "no")
+
+    async def scenario() -> None:
+        counters = Counters(create_store(servers.url, 60.0), Silence(), timeout=60.0)
+        await counters.open()
+        names = [f"seats-{number}" for number in range(10_000)]
+        await asyncio.gather(*(counters.put(name, 1) for name in names))
+        before = [calls(server, "evalsha") for server in servers.servers]
+        for first in range(0, len(names), 5000):  # a worker holds no more claims than that
+            answers = await asyncio.gather(*(counters.claim(name) for name in names[first : first + 5000]))
+            assert {(answer.admitted, answer.request_count) for answer in answers} == {(True, 1)}
+        shares = [calls(server, "evalsha") - was for server, was in zip(servers.servers, before, strict=True)]
+        assert sum(shares) == 10_000
+        assert min(shares) > 3000
+        # One connection of the worker to each shard.
+        for server in servers.servers:
+            assert server.run("CLIENT", "LIST").count("name=pythonricing-") == 1
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_claims_go_on_while_their_slot_moves(clusters: Callable[..., ClusterServers], program: str) -> None:
+    servers = clusters(program=program)
+    slot = servers.slot_of("seats")
+    source = servers.owner_of(slot)
+    target = next(server for server in servers.servers if server is not source)
+
+    async def scenario() -> None:
+        workers = [Counters(create_store(servers.url, 20.0), Silence(), timeout=20.0) for _ in range(2)]
+        for worker in workers:
+            await worker.open()
+        await workers[0].put("seats", 1_000_000)
+        answers: list[Answer | Exception] = []
+        tasks = [asyncio.create_task(claim_steadily(worker, answers)) for worker in workers for _ in range(4)]
+        for to in (target, source, target):
+            steps = servers.migration(slot, to, keys=1)
+            await asyncio.to_thread(lambda steps=steps: [time.sleep(0.05) for _ in steps])
+            before = len(answers)
+            await until(lambda before=before: len(answers) > before + 20)
+        for task in tasks:
+            task.cancel()
+        for worker in workers:
+            await worker.close()
+        assert all(isinstance(answer, Answer) for answer in answers)
+        assert_once_each(answers)
+
+    asyncio.run(scenario())
+
+
+def test_a_receipt_and_the_keys_move_with_their_counter(clusters: Callable[..., ClusterServers], program: str) -> None:
+    servers = clusters(program=program)
+    slot = servers.slot_of("seats")
+    target = next(server for server in servers.servers if server is not servers.owner_of(slot))
+
+    async def scenario() -> None:
+        async with opened(servers.url) as store:
+            await persist(store, lambda: store.put("seats", 10), "seats")
+            sent = batch("seats", 7, 1, 2, keys=["a", None])
+            first = await store.claim(sent)
+            assert await asyncio.to_thread(servers.migrate, slot, target) == 3
+            assert await store.claim(sent) == first  # MOVED, and sent on at once
+            assert (await store.claim(batch("seats", 8, 1, keys=["a"]))).replays[0].count == 1
+            assert (await store.read("seats")).count == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_half_moved_counter_waits_and_a_moved_one_is_asked_for(
+    clusters: Callable[..., ClusterServers], program: str
+) -> None:
+    servers = clusters(program=program)
+    slot = servers.slot_of("seats")
+    source = servers.owner_of(slot)
+    target = next(server for server in servers.servers if server is not source)
+
+    async def scenario() -> None:
+        async with opened(servers.url) as store:
+            await persist(store, lambda: store.put("seats", 10), "seats")
+            await store.claim(batch("seats", 1, 1))
+            steps = servers.migration(slot, target, keys=1)
+            next(steps)
+            assert (await store.claim(batch("seats", 2, 1))).before == 1  # all of its keys are still here
+            with pytest.raises(StoreUnavailable, match="TRYAGAIN"):
+                await store.claim(batch("seats", 1, 1, worker="new"))  # its receipt is nowhere
+            next(steps)
+            with pytest.raises(StoreUnavailable, match="TRYAGAIN"):
+                await store.claim(batch("seats", 3, 1))
+            next(steps)
+            assert source.run("CLUSTER", "COUNTKEYSINSLOT", slot) == 0
+            assert (await store.claim(batch("seats", 3, 1))).before == 2  # ASK
+            assert (await store.put("seats", 20))[0].count == 3
+            with pytest.raises(StoreUnavailable, match="TRYAGAIN"):
+                await store.claim(batch("seats", 1, 1, worker="new"))
+            assert [*steps]
+            assert (await store.claim(batch("seats", 1, 1, worker="new"))).before == 3
+            assert (await store.claim(batch("seats", 4, 1))).before == 4
+
+    asyncio.run(scenario())
+
+
+def test_resetting_and_deleting_in_a_slot_that_moves_loses_nothing(
+    clusters: Callable[..., ClusterServers], program: str
+) -> None:
+    """A key that a script deleted couldn't be written again where its slot is leaving."""
+    servers = clusters(program=program)
+    slot = servers.slot_of("seats")
+    target = next(server for server in servers.servers if server is not servers.owner_of(slot))
+
+    async def scenario() -> None:
+        async with opened(servers.url) as store:
+            await persist(store, lambda: store.put("seats", 10), "seats")
+            await store.claim(batch("seats", 1, 4))
+            steps = servers.migration(slot, target)
+            next(steps)
+            assert (await store.put("seats", None, restart=True))[0].count == 0
+            await store.delete("seats")
+            with pytest.raises(NoSuchCounter):
+                await store.delete("seats")
+            assert (await store.claim(batch("seats", 2, 1, create=5))).limit == 5
+            await store.delete("seats")
+            assert (await store.put("seats", 7))[1]
+            assert [*steps]
+            assert (await store.read("seats")).limit == 7
+
+    asyncio.run(scenario())
+
+
+def test_a_whole_slot_that_moves_at_once_is_followed(clusters: Callable[..., ClusterServers]) -> None:
+    servers = clusters()
+    slot = servers.slot_of("seats")
+    source = servers.owner_of(slot)
+    target = next(server for server in servers.servers if server is not source)
+
+    async def scenario() -> None:
+        counters = Counters(create_store(servers.url, 20.0), Silence(), timeout=20.0)
+        await counters.open()
+        await counters.put("seats", 1_000_000)
+        answers: list[Answer | Exception] = []
+        tasks = [asyncio.create_task(claim_steadily(counters, answers)) for _ in range(4)]
+        source.run("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", servers.id_of(target))
+        await until(lambda: servers.owner_of(slot) is target)
+        before = len(answers)
+        await until(lambda: len(answers) > before + 20)
+        for task in tasks:
+            task.cancel()
+        await counters.close()
+        assert all(isinstance(answer, Answer) for answer in answers)
+        assert_once_each(answers)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["ordered", "killed", "paused"])
+def test_claims_follow_a_shard_through_a_failover(
+    clusters: Callable[..., ClusterServers], program: str, how: str
+) -> None:
+    servers = clusters(replicas_each=1, program=program)
+    slot = servers.slot_of("seats")
+    old = servers.owner_of(slot)
+
+    async def scenario() -> None:
+        counters = Counters(create_store(servers.url, 2.0, on_loss="raise"), Silence(), timeout=2.0)
+        await counters.open()
+        await counters.put("seats", 1_000_000)
+        answers: list[Answer | Exception] = []
+        tasks = [asyncio.create_task(claim_steadily(counters, answers)) for _ in range(4)]
+        await asyncio.sleep(0.3)
+        if how == "ordered":
+            servers.replicas_of(old)[0].run("CLUSTER", "FAILOVER")
+        else:
+            old.kill() if how == "killed" else old.pause()
+        await asyncio.to_thread(servers.wait_for_failover, slot, old)
+        before = len(answers)
+        await until(lambda: any(isinstance(answer, Answer) for answer in answers[before:]))
+        for task in tasks:
+            task.cancel()
+        await counters.close()
+        assert_once_each(answers)
+
+    asyncio.run(scenario())
+
+
+def test_replicas_of_a_shard_confirm(clusters: Callable[..., ClusterServers]) -> None:
+    servers = clusters("--appendfsync", "everysec", replicas_each=1, node_timeout=3600.0)
+    old = servers.owner_of(servers.slot_of("seats"))
+
+    async def scenario() -> None:
+        async with opened(servers.url, 2.0, replicas=1) as store:
+            await persist(store, lambda: store.put("seats", 10), "seats")
+            servers.replicas_of(old)[0].pause()
+            with pytest.raises(StoreUnavailable, match="0 of 1 replicas"):
+                await store.claim(batch("seats", 1, 1))
+            other = next(name for name in "abcdefgh" if servers.owner_of(servers.slot_of(name)) is not old)
+            await store.put(other, 10)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+def test_a_shard_that_is_down_holds_up_no_other(clusters: Callable[..., ClusterServers], how: str) -> None:
+    servers = clusters()
+    servers.migrate(0, servers.servers[1])  # its slots are no longer one range
+    names = names_by_owner(servers)
+    down = servers.servers[1]
+
+    async def scenario() -> None:
+        counters = Counters(create_store(servers.url, 2.0), Silence(), timeout=2.0)
+        await counters.open()
+        for name in names.values():
+            await counters.put(name, 1_000_000)
+            await counters.claim(name)
+        down.kill() if how == "killed" else down.pause()
+        waiting = asyncio.ensure_future(counters.claim(names[down]))
+        for server, name in names.items():
+            if server is not down:
+                for _ in range(20):
+                    assert (await counters.claim(name)).admitted
+        with pytest.raises(StoreUnavailable):
+            await waiting
+        assert await counters.check() == [f"127.0.0.1:{down.port}"]
+        shown = {counter.name for counter in await counters.browse(100)}
+        assert shown == {name for server, name in names.items() if server is not down}
+        down.start() if how == "killed" else down.resume()
+        await until(lambda: all(counters._store.nodes.values()))
+        assert (await claim_in_the_end(counters, names[down])).request_count >= 2
+        assert await counters.check() == []
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_cluster_that_serves_nothing_without_all_its_shards_is_not_ready(
+    clusters: Callable[..., ClusterServers],
+) -> None:
+    servers = clusters("--cluster-require-full-coverage", "yes", node_timeout=0.5)
+    names = names_by_owner(servers)
+
+    async def scenario() -> None:
+        counters = Counters(create_store(servers.url, 1.0), Silence(), timeout=1.0)
+        await counters.open()
+        for name in names.values():
+            await counters.put(name, 10)
+        servers.servers[2].kill()
+        await until(lambda: "cluster_state:fail" in str(servers.servers[0].ask("CLUSTER", "INFO")))
+        await until(lambda: "cluster_state:fail" in str(servers.servers[1].ask("CLUSTER", "INFO")))
+        with pytest.raises(StoreUnavailable):
+            await counters.claim(names[servers.servers[0]])
+        with pytest.raises(StoreUnavailable, match=r"no shard of .* answers: 127\.0\.0\.1:"):
+            await counters.check()
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_slots_that_no_node_serves_are_named_and_served_as_soon_as_one_does(
+    clusters: Callable[..., ClusterServers],
+) -> None:
+    servers = clusters()
+    names = names_by_owner(servers)
+    missing = servers.slot_of("default")
+    owner = servers.owner_of(missing)
+    names[owner] = "default"
+
+    async def scenario() -> None:
+        counters = Counters(create_store(servers.url, 1.0), Silence(), timeout=1.0)
+        await counters.open()
+        for name in names.values():
+            await counters.put(name, 10)
+        for server in servers.servers:
+            server.run("CLUSTER", "DELSLOTS", missing)
+        with pytest.raises(StoreUnavailable, match="not answer in time"):
+            await counters.claim("default")
+        with pytest.raises(StoreUnavailable, match="slots that no node serves"):
+            await counters.read("default")
+        assert await counters.check() == ["slots that no node serves"]
+        assert {counter.name for counter in await counters.browse(10)} == set(names.values()) - {"default"}
+        for name in names.values():
+            if name != "default":
+                assert (await counters.claim(name)).admitted
+        claim = asyncio.ensure_future(counters.claim("default"))
+        await asyncio.sleep(0.6)  # several looks in vain
+        for server in servers.servers:
+            server.run("CLUSTER", "SETSLOT", missing, "NODE", servers.id_of(owner))
+        assert (await claim).admitted
+        assert await counters.check() == []
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_nodes_that_all_went_away_and_came_back_are_found_again(clusters: Callable[..., ClusterServers]) -> None:
+    servers = clusters()
+
+    async def scenario() -> None:
+        counters = Counters(create_store(servers.url, 1.0), Silence(), timeout=1.0)
+        await counters.open()
+        await counters.put("seats", 10)
+        assert (await counters.claim("seats")).request_count == 1
+        for server in servers.servers:
+            server.kill()
+        with pytest.raises(StoreUnavailable):
+            await counters.claim("seats")
+        with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:"):
+            await counters.check()
+        for server in servers.servers:
+            server.start()
+        assert (await claim_in_the_end(counters, "seats")).request_count >= 2
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_readiness_and_metrics_name_the_shards_that_dont_answer(
+    clusters: Callable[..., ClusterServers], service: Callable[..., Service]
+) -> None:
+    servers = clusters()
+    names = names_by_owner(servers)
+    running = service(servers.url, wait_for="/readyz", admin_token="t")
+    down = servers.servers[2]
+    everybody = {f"127.0.0.1:{server.port}": 2 for server in servers.servers}
+    wait_until(lambda: connected(running) == everybody, "both workers to be connected to each shard")
+    assert running.get("/readyz") == (200, {"status": "ready", "unreachable": []})
+    for name in names.values():
+        assert running.get(f"/counters/{name}", "PUT", b'{"limit": 5}', Authorization="Bearer t")[0] == 201
+    down.kill()
+    without = {"status": "ready", "unreachable": [f"127.0.0.1:{down.port}"]}
+    wait_until(lambda: running.get("/readyz") == (200, without), "readiness to name the shard")
+    wait_until(lambda: connected(running) == everybody | {f"127.0.0.1:{down.port}": 0}, "metrics to name it")
+    for server, name in names.items():
+        status, body = running.get(f"/counters/{name}", "POST")
+        assert status == (503 if server is down else 200)
+        assert server is not down or f"127.0.0.1:{down.port}" in running.get(f"/counters/{name}")[1]["detail"]
+        assert body
+    for server in servers.servers[:2]:
+        server.kill()
+    wait_until(lambda: running.get("/readyz")[0] == 503, "nobody to be ready")
+    detail = running.get("/readyz")[1]["detail"]
+    assert any(f"127.0.0.1:{server.port}" in detail for server in servers.servers)
+
+
+def test_the_command_line_finds_a_counters_shard(clusters: Callable[..., ClusterServers], tmp_path: Path) -> None:
+    servers = clusters()
+    for name in names_by_owner(servers).values():
+        assert run("status", name, home=tmp_path, store=servers.url)[0] == 2
+    assert run("reset", home=tmp_path, store=servers.url)[1] == "default: 0 of 100\n"
+    assert run("status", home=tmp_path, store=servers.url)[1] == "default: 0 of 100\n"
+
+
+def test_a_server_that_is_no_cluster_is_the_trouble(redis_server: Callable[..., RedisServer]) -> None:
+    server = redis_server()
+
+    async def scenario() -> None:
+        store = create_store(f"redis+cluster://127.0.0.1:{server.port}", 1.0)
+        await store.open()
+        await until(lambda: "Cluster mode is not enabled" in store.trouble)
+        await store.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,610 @@
+"""Every store keeps the same promises: one suite against each of them, on every server found on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from loadtests.rig.postgres import PostgresServer, postgres_programs
+from loadtests.rig.redis import ClusterServers, RedisServer, SentinelServers, redis_programs
+from pythonricing.counting.counters import Answer, Counters, KeyReused
+from pythonricing.counting.model import Batch, NoSuchCounter, Replay, Seen, StateLost, StoreRejected, Verdict
+from pythonricing.settings import MAX_COUNT
+from pythonricing.stores import create_store
+from pythonricing.stores.redis.store import RedisStore
+from tests.support import Silence
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+
+    from pythonricing.counting.store import Store
+    from pythonricing.settings import OnLoss
+
+T = TypeVar("T")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "memory",
+        *redis_programs(),
+        *(f"{kind} {program}" for kind in ("sentinel", "cluster") for program in redis_programs()),
+        *postgres_programs(),
+    ],
+    ids=str,
+)
+def store_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of each store in turn."""
+    if request.param == "memory":
+        yield "memory://"
+        return
+    server: RedisServer | PostgresServer | SentinelServers | ClusterServers
+    kind, _, program = request.param.partition(" ")
+    if kind == "sentinel":
+        server = SentinelServers(tmp_path_factory.mktemp("store"), "--appendfsync", "no", program=program).start()
+    elif kind == "cluster":
+        server = ClusterServers(tmp_path_factory.mktemp("store"), "--appendfsync", "no", program=program).start()
+    elif request.param in postgres_programs():
+        server = PostgresServer(request.param, fsync="off").start()
+    else:
+        server = RedisServer(tmp_path_factory.mktemp("store"), request.param, "--appendfsync", "no").start()
+    yield server.url
+    server.stop()
+
+
+class Opened:
+    """A store, its event loop and a counter name of its own."""
+
+    def __init__(self, url: str, on_loss: OnLoss = "halt") -> None:
+        self.loop = asyncio.new_event_loop()
+        self.name = f"test-{uuid.uuid4().hex}"
+        # Sentinels' server has a replica, so it may confirm everything.
+        self.store: Store = create_store(url, 10.0, 1 if "+sentinel" in url else 0, on_loss)
+        self.run(self.store.open())
+        self.run(self.connect())
+        self.sequence = 0
+
+    async def connect(self) -> None:
+        for number in range(64):  # whatever shard they are on
+            await self.store.ready(str(number))
+
+    def run(self, awaitable: Awaitable[T]) -> T:
+        async def wait() -> T:
+            return await awaitable
+
+        return self.loop.run_until_complete(wait())
+
+    def batch(self, *sizes: int, keys: list[str | None] | None = None, **changes: Any) -> Batch:
+        self.sequence += 1
+        fields = {"worker": "w", "sequence": self.sequence, "attempt": 0, "seen": None, "create": None}
+        return Batch(name=self.name, sizes=list(sizes), keys=keys, **{**fields, **changes})
+
+    def claim(self, *sizes: int, **changes: Any) -> Verdict:
+        return self.run(self.store.claim(self.batch(*sizes, **changes)))
+
+    def count(self) -> int:
+        return self.run(self.store.read(self.name)).count
+
+    def close(self) -> None:
+        self.run(self.store.close())
+        self.loop.close()
+
+
+@pytest.fixture
+def opened(store_url: str, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    if store_url == "memory://" and request.node.get_closest_marker("durable"):
+        pytest.skip("memory has no older copies and no other workers")
+    each = Opened(store_url)
+    yield each
+    each.close()
+
+
+@pytest.fixture
+def raising(opened: Opened, store_url: str) -> Iterator[Opened]:
+    """The same counter through a store that raises what was lost; memory's is another store."""
+    each = Opened(store_url, "raise")
+    each.name = opened.name
+    yield each
+    each.close()
+
+
+def put(opened: Opened, limit: int, restart: bool = False) -> Any:
+    return opened.run(opened.store.put(opened.name, limit, restart=restart))
+
+
+def test_a_batch_is_granted_greedily_in_arrival_order_each_claim_whole_or_not_at_all(opened: Opened) -> None:
+    put(opened, 10)
+    assert opened.claim(4, 3, 5, 2, 1, 1).before == 0
+    assert opened.count() == 10  # 4, 3, not 5, 2, 1, not 1
+
+
+def test_a_batch_sent_again_gets_its_first_answer_and_counts_nothing(opened: Opened) -> None:
+    put(opened, 10)
+    batch = opened.batch(1, 1, 1)
+    first = opened.run(opened.store.claim(batch))
+    put(opened, 5)
+    assert opened.run(opened.store.claim(batch)) == first
+    assert opened.count() == 3
+
+
+def test_a_batch_sent_again_in_another_composition_tells_which_one_was_executed(opened: Opened) -> None:
+    put(opened, 10)
+    batch = opened.batch(1, 1, 1)
+    opened.run(opened.store.claim(batch))
+    again = opened.run(opened.store.claim(opened.batch(1, sequence=batch.sequence, attempt=1)))
+    assert (again.attempt, again.before, opened.count()) == (0, 0, 3)
+
+
+def test_a_batch_that_nobody_waits_for_any_more_leaves_a_receipt_and_counts_nothing(opened: Opened) -> None:
+    put(opened, 10)
+    assert opened.claim(sequence=7, attempt=1).attempt == 1
+    assert opened.claim(1, 1, sequence=7, attempt=0).attempt == 1
+    assert opened.count() == 0
+
+
+def test_an_older_batch_that_arrives_late_is_not_executed(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(1, sequence=8)
+    with pytest.raises(StoreRejected):
+        opened.claim(1, sequence=7)
+    assert opened.count() == 1
+
+
+def test_receipts_of_workers_are_apart(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(1, worker="a", sequence=1)
+    opened.claim(1, worker="b", sequence=1)
+    assert opened.count() == 2
+
+
+def test_a_key_used_again_gets_the_first_answer_admitted_or_refused(opened: Opened) -> None:
+    put(opened, 3)
+    assert opened.claim(2, 2, keys=["a", "b"]).replays == [None, None]
+    put(opened, 100)
+    verdict = opened.claim(2, 1, 2, keys=["a", None, "b"])
+    assert verdict.replays == [Replay(2, 2, 3, True), Replay(2, 2, 3, False)]
+    assert opened.count() == 3
+
+
+def test_a_key_twice_in_one_batch_counts_once(opened: Opened) -> None:
+    put(opened, 10)
+    assert opened.claim(2, 2, 2, keys=["a", "a", "a"]).replays == [None, *[Replay(2, 2, 10, True)] * 2]
+    assert opened.count() == 2
+
+
+def test_keys_are_forgotten_with_their_counter(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(1, keys=["a"])
+    put(opened, 10, restart=True)
+    assert opened.claim(1, keys=["a"]).replays == [None]
+    opened.run(opened.store.delete(opened.name))
+    put(opened, 10)
+    assert opened.claim(1, keys=["a"]).replays == [None]
+
+
+def test_keys_of_counters_are_apart(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(1, keys=["a"])
+    opened.name += "-other"
+    put(opened, 10)
+    assert opened.claim(1, keys=["a"]).replays == [None]
+
+
+def test_numbers_stay_exact_up_to_the_largest_limit(opened: Opened) -> None:
+    put(opened, MAX_COUNT)
+    opened.claim(MAX_COUNT - 2, keys=["a"])
+    verdict = opened.claim(MAX_COUNT, 1, 2, keys=[None, None, "b"])
+    assert (verdict.before, verdict.limit) == (MAX_COUNT - 2, MAX_COUNT)
+    assert opened.count() == MAX_COUNT - 1
+    replays = opened.claim(MAX_COUNT - 2, 2, keys=["a", "b"]).replays
+    assert replays == [
+        Replay(MAX_COUNT - 2, MAX_COUNT - 2, MAX_COUNT, True),
+        Replay(2, MAX_COUNT - 1, MAX_COUNT, False),
+    ]
+
+
+def test_a_missing_counter_is_created_only_where_a_limit_is_given(opened: Opened) -> None:
+    for attempt in (opened.store.read(opened.name), opened.store.claim(opened.batch(1))):
+        with pytest.raises(NoSuchCounter):
+            opened.run(attempt)
+    with pytest.raises(NoSuchCounter):
+        opened.run(opened.store.put(opened.name, None, restart=True))
+    with pytest.raises(NoSuchCounter):
+        opened.run(opened.store.delete(opened.name))
+    assert opened.claim(1, create=7).limit == 7
+    assert opened.claim(1, create=9).limit == 7
+
+
+def test_put_creates_then_changes_the_limit_and_keeps_the_count(opened: Opened) -> None:
+    counter, created = put(opened, 10)
+    assert (counter.count, counter.limit, created) == (0, 10, True)
+    opened.claim(4)
+    changed, created = put(opened, 2)
+    assert (changed.count, changed.limit, changed.epoch, created) == (4, 2, counter.epoch, False)
+
+
+def test_a_limit_below_the_count_refuses_and_takes_nothing_back(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(8)
+    put(opened, 3)
+    assert opened.claim(1, 1).before == 8
+    assert opened.count() == 8
+
+
+def test_restarting_counts_from_zero_in_a_later_epoch(opened: Opened) -> None:
+    before, _ = put(opened, 10)
+    opened.claim(4)
+    after, created = opened.run(opened.store.put(opened.name, None, restart=True))
+    assert (after.count, after.limit, created) == (0, 10, False)
+    assert after.epoch > before.epoch
+
+
+def test_configuring_sets_the_limit_and_keeps_the_count(opened: Opened) -> None:
+    opened.run(opened.store.configure(opened.name, 5))
+    opened.claim(2)
+    opened.run(opened.store.configure(opened.name, 9))
+    counter = opened.run(opened.store.read(opened.name))
+    assert (counter.count, counter.limit) == (2, 9)
+
+
+def seen(opened: Opened) -> Seen:
+    counter = opened.run(opened.store.read(opened.name))
+    return Seen(counter.epoch, counter.count, counter.limit)
+
+
+def test_a_deleted_counter_is_no_loss(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    known = seen(opened)
+    opened.run(opened.store.delete(opened.name))
+    with pytest.raises(NoSuchCounter):
+        opened.claim(1, seen=known)
+    assert opened.claim(1, seen=known, create=10).before == 0
+    assert opened.claim(1, seen=known).before == 1
+
+
+def test_a_counter_that_an_operator_started_over_is_no_loss(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    known = seen(opened)
+    put(opened, 10, restart=True)
+    assert opened.claim(1, seen=known).before == 0
+
+
+@pytest.mark.durable
+def test_a_counter_that_is_gone_is_lost_for_every_worker_until_an_operator_sets_it(opened: Opened) -> None:
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10), create=10)
+    for attempt in (
+        opened.store.claim(opened.batch(1, create=10)),
+        opened.store.read(opened.name),
+        opened.store.configure(opened.name, 10),
+    ):
+        with pytest.raises(StateLost):
+            opened.run(attempt)
+    counter, _ = opened.run(opened.store.put(opened.name, None, restart=True))
+    assert (counter.count, counter.limit) == (0, 10)
+    assert opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10)).before == 0
+
+
+@pytest.mark.durable
+def test_an_older_count_of_the_same_epoch_is_a_loss_and_nothing_is_counted(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    now = seen(opened)
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(now.epoch, 5, 10))
+    counter, created = put(opened, 10)
+    assert (counter.count, created) == (5, False)  # the highest count that is known: nothing is handed out again
+    assert counter.epoch > now.epoch
+    assert opened.claim(1, seen=Seen(now.epoch, 5, 10)).before == 5
+
+
+@pytest.mark.durable
+def test_an_earlier_epoch_is_a_loss_whoever_made_it(opened: Opened) -> None:
+    put(opened, 10)
+    now = seen(opened)
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(now.epoch + 1, 0, 10))
+
+
+@pytest.mark.durable
+def test_a_counter_that_came_back_by_itself_with_a_lower_count_is_a_loss(opened: Opened) -> None:
+    opened.claim(2, create=10)
+    now = seen(opened)
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(now.epoch - 1, 3, 10))
+
+
+def test_reading_notices_a_loss_too(opened: Opened) -> None:
+    with pytest.raises(StateLost):
+        opened.run(opened.store.read(opened.name, Seen(1_700_000_000_000_000, 4, 10)))
+
+
+def listed(opened: Opened) -> dict[str, Any]:
+    return {counter.name: counter for counter in opened.run(opened.store.browse(1000))}
+
+
+def test_browsing_shows_what_is_there(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    assert listed(opened)[opened.name] == opened.run(opened.store.read(opened.name))
+    opened.run(opened.store.delete(opened.name))
+    assert opened.name not in listed(opened)
+    put(opened, 10)
+    assert opened.name in listed(opened)
+
+
+def test_browsing_is_by_name_and_bounded(opened: Opened) -> None:
+    for name in ("b", "a", "c"):
+        opened.run(opened.store.put(f"!{name}", 1))
+    assert [counter.name for counter in opened.run(opened.store.browse(2))] == ["!a", "!b"]
+    for name in ("a", "b", "c"):
+        opened.run(opened.store.delete(f"!{name}"))
+
+
+@pytest.mark.durable
+def test_browsing_shows_lost_counters_as_lost(opened: Opened) -> None:
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10), create=10)
+    assert listed(opened)[opened.name].lost
+    put(opened, 10, restart=True)
+    assert not listed(opened)[opened.name].lost
+
+
+def test_a_counter_that_is_gone_is_restored_as_it_was_seen(raising: Opened) -> None:
+    known = Seen(1_700_000_000_000_000, 4, 10)
+    verdict = raising.claim(1, 2, seen=known, create=7)
+    assert (verdict.epoch, verdict.before, verdict.limit) == (known.epoch, 4, 10)
+    assert raising.count() == 7
+
+
+@pytest.mark.durable
+def test_restoring_a_counter_is_told_once(raising: Opened) -> None:
+    known = Seen(1_700_000_000_000_000, 4, 10)
+    assert raising.claim(1, seen=known, keys=["a"]).raised == 0
+    verdict = raising.claim(1, seen=known, keys=["a"])
+    assert (verdict.raised, verdict.replays) == (None, [Replay(1, 5, 10, True)])
+
+
+@pytest.mark.durable
+def test_an_older_count_is_raised_to_the_one_that_was_seen(raising: Opened) -> None:
+    put(raising, 10)
+    raising.claim(4)
+    put(raising, 20)
+    now = seen(raising)
+    counter = raising.run(raising.store.read(raising.name, Seen(now.epoch, 7, 10)))
+    assert (counter.count, counter.limit, counter.epoch, counter.raised) == (7, 20, now.epoch, 4)
+    verdict = raising.claim(1, 1, seen=Seen(now.epoch, 9, 10), keys=["a", None])
+    assert (verdict.before, verdict.raised, verdict.replays) == (9, 7, [None])
+    assert raising.count() == 11
+    assert raising.claim(1, seen=Seen(now.epoch, 9, 10)).raised is None
+
+
+@pytest.mark.durable
+def test_an_earlier_epoch_becomes_the_one_that_was_seen(raising: Opened) -> None:
+    put(raising, 10)
+    raising.claim(4)
+    epoch = seen(raising).epoch + 1
+    verdict = raising.claim(1, seen=Seen(epoch, 2, 5))
+    assert (verdict.epoch, verdict.before, verdict.limit, verdict.raised) == (epoch, 2, 5, 4)
+
+
+@pytest.mark.durable
+def test_an_epoch_that_began_by_itself_is_raised_to_what_was_given_before(raising: Opened) -> None:
+    raising.claim(2, create=10)
+    now = seen(raising)
+    assert raising.claim(1, seen=Seen(now.epoch - 1, 2, 10)).raised is None
+    verdict = raising.claim(1, seen=Seen(now.epoch - 1, 6, 10))
+    assert (verdict.epoch, verdict.before, verdict.raised) == (now.epoch, 6, 3)
+
+
+def test_what_an_operator_did_is_not_raised(raising: Opened) -> None:
+    put(raising, 10)
+    raising.claim(4)
+    known = seen(raising)
+    put(raising, 10, restart=True)
+    assert (raising.claim(1, seen=known).before, raising.count()) == (0, 1)
+    raising.run(raising.store.delete(raising.name))
+    with pytest.raises(NoSuchCounter):
+        raising.claim(1, seen=known)
+    assert raising.claim(1, seen=known, create=10).before == 0
+
+
+@pytest.mark.durable
+def test_a_counter_marked_as_lost_counts_on_from_what_is_known_once_raising_is_allowed(
+    opened: Opened, raising: Opened
+) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    epoch = seen(opened).epoch
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(epoch, 6, 10))
+    verdict = raising.claim(1, worker="v", seen=Seen(epoch, 5, 10))
+    assert (verdict.epoch, verdict.before, verdict.raised) == (epoch, 6, 4)
+    assert opened.count() == 7
+
+
+@pytest.mark.durable
+def test_a_lost_counter_is_raised_by_a_worker_that_has_seen_nothing_too(opened: Opened, raising: Opened) -> None:
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10))
+    assert raising.claim(1, worker="v").before == 4
+
+
+@pytest.mark.durable
+def test_a_batch_that_raised_the_count_gets_its_first_answer_again(raising: Opened) -> None:
+    put(raising, 10)
+    batch = raising.batch(1, keys=["a"], seen=Seen(seen(raising).epoch, 3, 10))
+    first = raising.run(raising.store.claim(batch))
+    again = raising.run(raising.store.claim(batch))
+    assert (again.before, again.replays, raising.count()) == (first.before, first.replays, 4)
+
+
+class CounterModel(RuleBasedStateMachine):
+    """Two workers and an operator against a counter of two integers."""
+
+    url: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = Opened(self.url)
+        self.name = self.opened.name
+        self.workers = [
+            Counters(self.opened.store, Silence(), timeout=30, halt_cache=0),
+            Counters(self.opened.store, Silence(), timeout=30, halt_cache=0),
+        ]
+        for worker in self.workers:
+            self.opened.run(worker.open())
+        self.model: tuple[int, int] | None = None  # count and limit
+        self.keys: dict[str, tuple[int, Answer]] = {}
+
+    def teardown(self) -> None:
+        self.opened.close()
+
+    def claims(self, *calls: tuple[int, int, str | None]) -> list[Any]:
+        async def together() -> list[Any]:
+            tasks = [self.workers[worker].claim(self.name, size, key) for worker, size, key in calls]
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+        return self.opened.run(together())
+
+    @rule(worker=st.integers(0, 1), size=st.integers(1, 12))
+    def claim(self, worker: int, size: int) -> None:
+        [answer] = self.claims((worker, size, None))
+        if self.model is None:
+            assert isinstance(answer, NoSuchCounter)
+            return
+        count, limit = self.model
+        admitted = count + size <= limit
+        assert answer == Answer(admitted, count + size if admitted else count, limit)
+        self.model = (answer.request_count, limit)
+
+    @rule(worker=st.integers(0, 1), size=st.integers(1, 3), key=st.sampled_from("abc"))
+    def claim_with_key(self, worker: int, size: int, key: str) -> None:
+        [answer] = self.claims((worker, size, key))
+        if self.model is None:
+            assert isinstance(answer, NoSuchCounter)
+        elif key in self.keys and self.keys[key][0] != size:
+            assert isinstance(answer, KeyReused)
+        elif key in self.keys:
+            assert answer == self.keys[key][1]
+        else:
+            count, limit = self.model
+            admitted = count + size <= limit
+            assert answer == Answer(admitted, count + size if admitted else count, limit)
+            self.model = (answer.request_count, limit)
+            self.keys[key] = (size, answer)
+
+    @precondition(lambda self: self.model is not None)
+    @rule(calls=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 6), st.none()), min_size=1, max_size=20))
+    def claim_together(self, calls: list[tuple[int, int, None]]) -> None:
+        assert self.model is not None
+        count, limit = self.model
+        answers = self.claims(*calls)
+        owned = [
+            number
+            for (_, size, _), answer in zip(calls, answers, strict=True)
+            if answer.admitted
+            for number in range(answer.request_count - size + 1, answer.request_count + 1)
+        ]
+        assert sorted(owned) == list(range(count + 1, count + len(owned) + 1))
+        self.model = (count + len(owned), limit)
+        for (_, size, _), answer in zip(calls, answers, strict=True):
+            assert answer.admitted or self.model[0] + size > limit
+
+    @rule(limit=st.integers(0, 60))
+    def put(self, limit: int) -> None:
+        counter, created = self.opened.run(self.workers[0].put(self.name, limit))
+        assert created == (self.model is None)
+        if created:
+            self.keys.clear()
+        self.model = (self.model[0] if self.model else 0, limit)
+        assert (counter.count, counter.limit) == self.model
+
+    @rule(worker=st.integers(0, 1))
+    def delete(self, worker: int) -> None:
+        if self.model is None:
+            with pytest.raises(NoSuchCounter):
+                self.opened.run(self.workers[worker].delete(self.name))
+        else:
+            self.opened.run(self.workers[worker].delete(self.name))
+        self.model = None
+        self.keys.clear()
+
+    @invariant()
+    def the_store_agrees(self) -> None:
+        for worker in self.workers:
+            if self.model is None:
+                with pytest.raises(NoSuchCounter):
+                    self.opened.run(worker.read(self.name))
+            else:
+                counter = self.opened.run(worker.read(self.name))
+                assert (counter.count, counter.limit) == self.model
+
+
+def test_two_workers_and_an_operator_behave_as_one_counter(store_url: str) -> None:
+    machine = type("Machine", (CounterModel,), {"url": store_url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+class LossModel(RuleBasedStateMachine):
+    """Two workers on a store that falls back to older counts, and raises them: counts of integers agree."""
+
+    url: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = Opened(self.url, "raise")
+        put(self.opened, 1000)
+        self.epoch = seen(self.opened).epoch
+        self.count = 0
+        self.seen = [0, 0]
+
+    def teardown(self) -> None:
+        self.opened.close()
+
+    @rule(worker=st.integers(0, 1), size=st.integers(1, 20))
+    def claim(self, worker: int, size: int) -> None:
+        known = Seen(self.epoch, self.seen[worker], 1000)
+        verdict = self.opened.claim(size, worker=str(worker), seen=known)
+        raised = self.count if self.seen[worker] > self.count else None
+        self.count = max(self.count, self.seen[worker])
+        assert (verdict.before, verdict.raised) == (self.count, raised)
+        self.count += size if self.count + size <= 1000 else 0
+        self.seen[worker] = self.count
+
+    @precondition(lambda self: self.count)
+    @rule(data=st.data())
+    def fall_back(self, data: st.DataObject) -> None:
+        self.count = data.draw(st.integers(0, self.count - 1))
+        store: Any = self.opened.store
+        if isinstance(store, RedisStore):
+            key = f"pythonricing:{{{self.opened.name}}}"
+            assert self.opened.run(store._pipeline(self.opened.name).call("HSET", key, "count", self.count)) == 0
+        else:
+            update = "UPDATE pythonricing.counter SET count = $2::bigint WHERE name = $1 RETURNING name"
+            self.opened.run(store._run(update, self.opened.name, self.count))
+
+
+def test_a_store_that_falls_back_goes_on_from_what_each_worker_has_seen(store_url: str) -> None:
+    if store_url == "memory://":
+        pytest.skip("memory doesn't fall back")
+    machine = type("Machine", (LossModel,), {"url": store_url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

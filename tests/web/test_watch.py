@@ -1,0 +1,249 @@
+"""The live page and its events: what they say, what they cost, and that they never hold anything up."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+import pytest
+
+from loadtests.rig.clients import hammer
+from loadtests.rig.waiting import PATIENCE, wait_until
+from pythonricing.serve.terminal import Screen
+from pythonricing.web import watch
+from pythonricing.web.watch import Event, Shown
+from tests.serve.test_cli import PROGRAM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from loadtests.rig.redis import RedisServer
+    from loadtests.rig.service import Service
+
+ADMIN = {"Authorization": "Bearer t"}
+
+
+class Stream:
+    """A reader of Server-Sent Events."""
+
+    def __init__(self, running: Service) -> None:
+        self._client = socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE)
+        self._client.sendall(b"GET /watch/events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")
+        self._lines = self._client.makefile("rb")
+        self.head = b"".join(iter(self._lines.readline, b"\r\n")).decode().lower()
+        assert self.head.startswith("http/1.1 200"), self.head
+
+    def event(self) -> dict[str, Any] | None:
+        """The next event; None at the end of the stream."""
+        for line in self._lines:
+            if line.startswith(b"data: "):
+                event: dict[str, Any] = json.loads(line[6:])
+                return event
+        return None
+
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        for _ in range(60):
+            event = self.event()
+            assert event is not None
+            if condition(event):
+                return event
+        raise AssertionError(f"not in 60 events; the last: {event}")
+
+    def close(self) -> None:
+        self._lines.close()
+        self._client.close()
+
+
+@contextmanager
+def watching(running: Service, streams: int = 1) -> Iterator[list[Stream]]:
+    with ExitStack() as stack:
+        opened = []
+        for _ in range(streams):
+            opened.append(Stream(running))
+            stack.callback(opened[-1].close)
+        yield opened
+
+
+def shown(event: dict[str, Any], name: str = "default") -> dict[str, Any]:
+    return next((counter for counter in event["counters"] or () if counter["name"] == name), {})
+
+
+@pytest.mark.parametrize("server", ["granian", "uvicorn"])
+def test_any_worker_streams_the_counters_as_they_move(
+    server: str, empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    running = service(empty_valkey.url, command=server, workers=4, limit=20, wait_for="/readyz")
+    with watching(running, streams=8) as streams:
+        for stream in streams:
+            assert "content-type: text/event-stream" in stream.head
+            assert "cache-control: no-store" in stream.head
+            assert shown(stream.until(lambda event: bool(shown(event))))["count"] == 0
+        asyncio.run(hammer(running.port, 10, [1] * 50, "/"))
+        for stream in streams:
+            event = stream.until(lambda event: shown(event)["count"] == 20 and event["refused"] == 30)
+            counter = shown(event)
+            del counter["epoch"]
+            assert counter == {"name": "default", "count": 20, "limit": 20, "lost": False, "refused": 30}
+        servers = {event["server"] for stream in streams if (event := stream.event())}
+        assert len(servers) == 1
+
+
+def test_watching_counts_nothing_and_reads_once_a_second_however_many_watch(
+    empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    running = service(empty_valkey.url, workers=1, wait_for="/readyz")
+
+    def reads() -> int:
+        with socket.create_connection(("127.0.0.1", empty_valkey.port)) as client:
+            client.sendall(b"INFO commandstats\r\n")
+            time.sleep(0.1)
+            stats = client.recv(65536).decode()
+        found = re.search(r"cmdstat_zrange:calls=(\d+)", stats)
+        return int(found[1]) if found else 0
+
+    with watching(running, streams=20) as streams:
+        for stream in streams:
+            stream.event()
+        before, began = reads(), streams[0].event()
+        for _ in range(3):
+            for stream in streams:
+                ended = stream.event()
+        after = reads()
+        assert began is not None
+        assert ended is not None
+        assert after - before <= (ended["time"] - began["time"]) / 1000 / watch.TICK_SECONDS + 2
+        assert shown(ended)["count"] == 0
+    quiet = reads()
+    wait_until(lambda: reads() == reads() and reads() <= quiet + 2, "nobody to read any more")
+
+
+@pytest.mark.parametrize("command", ["granian", "uvicorn", "serve", "serve-uvicorn"])
+def test_fifty_streams_do_not_hold_up_the_end(
+    command: str, empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    """A server that waited for them would be killed (workers-kill-timeout) or wait for ever."""
+    running = service(empty_valkey.url, command=command, workers=2, wait_for="/readyz")
+    with watching(running, streams=50) as streams:
+        for stream in streams:
+            assert stream.event()
+        began = time.monotonic()
+        assert running.terminate(signal.SIGTERM) == 0
+        assert time.monotonic() - began < 25  # Granian kills its workers after 30
+        for stream in streams:
+            while stream.event():
+                pass
+
+
+@pytest.mark.parametrize("server", ["granian", "uvicorn"])
+def test_whoever_left_is_forgotten(server: str, empty_valkey: RedisServer, service: Callable[..., Service]) -> None:
+    """More streams one after the other than a worker has at once."""
+    running = service(empty_valkey.url, command=server, workers=1, wait_for="/readyz")
+
+    def turned_away() -> bool:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as client:
+            client.sendall(b"GET /watch/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            return client.recv(12) == b"HTTP/1.1 503"
+
+    with watching(running, streams=watch.MAX_WATCHERS) as streams:
+        assert streams[-1].event()
+        assert turned_away()
+        assert running.get("/")[0] == 200
+    wait_until(lambda: not turned_away(), "a place")
+
+
+def test_a_store_that_is_away_is_said_and_the_stream_goes_on(
+    redis_server: Callable[..., RedisServer], service: Callable[..., Service]
+) -> None:
+    store = redis_server()
+    running = service(store.url, workers=1, wait_for="/readyz")
+    with watching(running) as [stream]:
+        stream.until(lambda event: bool(shown(event)))
+        store.kill()
+        stream.until(lambda event: event["counters"] is None)
+        store.start()
+        stream.until(lambda event: bool(shown(event)))
+
+
+def test_the_page_is_one_file_with_a_strict_policy(empty_valkey: RedisServer, service: Callable[..., Service]) -> None:
+    running = service(empty_valkey.url, workers=1, wait_for="/readyz")
+    with urlopen(f"{running.url}/watch", timeout=PATIENCE) as answer:
+        body, headers = answer.read().decode(), answer.headers
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert not re.search(r"(src|href)=[\"'](?!data:)|@import|url\(", body)
+    assert " style=" not in body
+    assert " onclick=" not in body
+
+
+def test_it_can_be_switched_off(empty_valkey: RedisServer, service: Callable[..., Service]) -> None:
+    running = service(empty_valkey.url, workers=1, wait_for="/readyz", watch="off")
+    assert running.get("/watch")[0] == 404
+    assert running.get("/watch/events")[0] == 404
+    with urlopen(f"{running.url}/metrics", timeout=PATIENCE) as answer:
+        assert answer.status == 200
+
+
+def event(count: int, refused: int, seconds: int, epoch: int = 1, server: int = 1) -> Event:
+    return Event(seconds * 1000, server, refused, [Shown("default", count, 100, epoch, False, refused)])
+
+
+def text_of(screen: Screen) -> str:
+    from rich.console import Console
+
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(screen.render())
+    return console.export_text()
+
+
+def test_the_terminal_shows_counts_rates_and_what_is_halted() -> None:
+    screen = Screen("http://here")
+    screen.take(event(0, 0, 0))
+    screen.take(event(60, 8, 2))
+    line = text_of(screen).splitlines()[-1].split()
+    assert (line[0], line[-5:]) == ("default", ["60", "100", "30", "4", "open"])
+    screen.take(event(100, 8, 3))
+    assert "HALTED" in text_of(screen)
+    screen.take(event(10, 5, 4, epoch=2, server=2))  # a reset, told by another server
+    assert text_of(screen).splitlines()[-1].split()[-5:] == ["10", "100", "10", "0", "open"]
+    screen.take(None)
+    assert "no connection" in text_of(screen)
+
+
+def test_watch_in_a_terminal_connects_again_and_ends_with_ctrl_c(
+    empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    running = service(empty_valkey.url, workers=2, limit=3, wait_for="/readyz")
+    command = [PROGRAM, "watch", running.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(5):
+            running.get("/")
+        again = None
+        time.sleep(2.5)
+        running.terminate()
+        again = service(empty_valkey.url, workers=2, port=running.port, wait_for="/readyz")
+        time.sleep(3)
+        assert again.get("/")[0] == 429
+    finally:
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, "")
+    assert "HALTED" in output
+
+
+def test_watch_without_a_service_is_one_line() -> None:
+    done = subprocess.run([PROGRAM, "watch", "http://127.0.0.1:1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "refused" in done.stderr
