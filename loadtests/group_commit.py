@@ -33,7 +33,7 @@ def __getattr__(name: str) -> ASGIApp:
     if name != "one_claim_a_transaction":
         raise AttributeError(name)
     from pythonricing.app import app
-    from pythonricing.counting import counters
+    from pythonricing.counting import lane as counters
 
     counters.MAX_BATCH = 1
     return app

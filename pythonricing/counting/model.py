@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+DEFAULT = "default"
+#: The limit of a new `default` when the settings give none.
+DEFAULT_LIMIT = 100
 #: Seconds for which a store remembers a worker's last batch. Workers stop sending a batch again long before.
 RECEIPT_SECONDS = 3600
 #: Seconds for which a store remembers the first answer to an idempotency key.
@@ -34,6 +37,22 @@ class NoSuchCounter(StoreError):
 
 class StateLost(StoreError):
     """The store's data is gone or older than what a worker has seen; counting on would oversell."""
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What a claim got. Admitted: it owns the numbers `request_count - n + 1` to `request_count`."""
+
+    admitted: bool
+    request_count: int
+    limit: int
+
+
+class Overloaded(StoreUnavailable):
+    """More claims wait for the store than a worker holds."""
+
+
+class KeyReused(Exception):
+    """The idempotency key was used before for a claim of another size."""
 
 
 class Seen(msgspec.Struct, frozen=True):

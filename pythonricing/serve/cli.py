@@ -15,8 +15,7 @@ import click
 import msgspec
 from loguru import logger
 
-from pythonricing.counting.counters import DEFAULT, DEFAULT_LIMIT
-from pythonricing.counting.model import NoSuchCounter, StateLost, StoreError, StoreURLError
+from pythonricing.counting.model import DEFAULT, DEFAULT_LIMIT, NoSuchCounter, StateLost, StoreError, StoreURLError
 from pythonricing.serve.embedded import EmbeddedError, embedded_valkey
 from pythonricing.settings import PREFIX, Settings, SettingsError, without_password
 from pythonricing.stores import create_store

@@ -19,6 +19,7 @@ from pythonricing.counting.model import (
     StoreRejected,
     Verdict,
 )
+from pythonricing.counting.rules import decide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,13 +80,12 @@ class MemoryStore:
                 replays.append(self._remembered(batch.name, state.epoch, key))
                 if replays[-1] is not None:
                     continue
-            admitted = state.count + size <= limit
-            if admitted:
-                state.count += size
+            answer = decide(state.count, limit, size)
+            state.count = answer.request_count
             if key is not None:
                 self._keys[batch.name, state.epoch, key] = (
                     time.monotonic() + KEY_SECONDS,
-                    Replay(size, state.count, limit, admitted),
+                    Replay(size, state.count, limit, answer.admitted),
                 )
         verdict = Verdict(batch.attempt, state.epoch, limit, before, replays)
         self._receipts[batch.name, batch.worker] = (batch.sequence, verdict)

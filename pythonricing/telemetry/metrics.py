@@ -8,8 +8,7 @@ from collections import defaultdict
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from pythonricing.counting.counters import DEFAULT, Counters
-from pythonricing.counting.model import StoreError
+from pythonricing.counting.model import DEFAULT, StoreError
 from pythonricing.telemetry import workers
 from pythonricing.web.api import NO_STORE, Endpoint, respond
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from starlette.types import Receive, Scope, Send
 
+    from pythonricing.counting.counters import Counters
     from pythonricing.counting.model import Counter
 
 #: Seconds after which the server's other workers see what was counted here.

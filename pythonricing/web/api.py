@@ -12,8 +12,15 @@ from urllib.parse import parse_qs
 import msgspec
 from loguru import logger
 
-from pythonricing.counting.counters import DEFAULT, KeyReused, Overloaded
-from pythonricing.counting.model import NoSuchCounter, StateLost, StoreRejected, StoreUnavailable
+from pythonricing.counting.model import (
+    DEFAULT,
+    KeyReused,
+    NoSuchCounter,
+    Overloaded,
+    StateLost,
+    StoreRejected,
+    StoreUnavailable,
+)
 from pythonricing.settings import MAX_COUNT, Limit
 
 if TYPE_CHECKING:
@@ -22,8 +29,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from pythonricing.counting.counters import Answer, Counters
-    from pythonricing.counting.model import Counter
+    from pythonricing.counting.counters import Counters
+    from pythonricing.counting.model import Answer, Counter
 
 #: Bytes of a request's body, at most.
 MAX_BODY = 4096

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pythonricing.counting import counters as heart
-from pythonricing.counting.counters import Answer, Counters, Overloaded
-from pythonricing.counting.model import Batch, NoSuchCounter, StoreRejected, StoreUnavailable, Verdict
+from pythonricing.counting import lane
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.journal import Journals
+from pythonricing.counting.model import (
+    Answer,
+    Batch,
+    NoSuchCounter,
+    Overloaded,
+    StoreRejected,
+    StoreUnavailable,
+    Verdict,
+)
 from pythonricing.stores.memory import MemoryStore
 from tests.support import Silence
 
@@ -104,8 +114,8 @@ def test_a_batch_has_a_bound() -> None:
         store = Gate()
         counters = Counters(store, Silence(), limit=10_000)
         await counters.open()
-        await asyncio.gather(*(counters.claim("default") for _ in range(heart.MAX_BATCH + 1)))
-        assert [len(batch) for batch in store.batches] == [heart.MAX_BATCH, 1]
+        await asyncio.gather(*(counters.claim("default") for _ in range(lane.MAX_BATCH + 1)))
+        assert [len(batch) for batch in store.batches] == [lane.MAX_BATCH, 1]
         await counters.close()
 
     asyncio.run(scenario())
@@ -137,7 +147,7 @@ def test_refusals_from_memory_are_told_together_and_all_of_them_at_the_end() -> 
         for _ in range(5):
             await counters.claim("default")
         assert not [event for event in journal.told if event[0] == "refused"]
-        await asyncio.sleep(2 * heart.REFUSED_SECONDS)
+        await asyncio.sleep(2 * lane.REFUSED_SECONDS)
         await counters.claim("default")
         await counters.close()
         assert [event for event in journal.told if event[0] == "refused"] == [
@@ -150,7 +160,7 @@ def test_refusals_from_memory_are_told_together_and_all_of_them_at_the_end() -> 
 
 def test_several_journals_are_told_the_same() -> None:
     first, second = Recorder(), Recorder()
-    both: Any = heart.Journals(first, second)
+    both: Any = Journals(first, second)
     both.refused("default", 2)
     both.refused("default", 3)
     assert first.told == second.told == [("refused", "default", 2), ("refused", "default", 3)]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtests.rig.harness import Load, RedisVictim
-from pythonricing.counting.counters import RESEND_SECONDS, Counters
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.lane import RESEND_SECONDS
 from pythonricing.counting.model import RECEIPT_SECONDS, NoSuchCounter, StateLost
 from pythonricing.stores.memory import MemoryStore
 from tests.support import Silence

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests.rig.waiting import PATIENCE, wait_until
-from pythonricing.counting.counters import Answer, Counters
-from pythonricing.counting.model import Batch, NoSuchCounter, StateLost, StoreError, StoreUnavailable, StoreURLError
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.model import (
+    Answer,
+    Batch,
+    NoSuchCounter,
+    StateLost,
+    StoreError,
+    StoreUnavailable,
+    StoreURLError,
+)
 from pythonricing.stores import create_store
 from tests.support import Silence
 

@@ -13,8 +13,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from loadtests.rig.postgres import PostgresServer, postgres_programs
 from loadtests.rig.redis import ClusterServers, RedisServer, SentinelServers, redis_programs
-from pythonricing.counting.counters import Answer, Counters, KeyReused
-from pythonricing.counting.model import Batch, NoSuchCounter, Replay, Seen, StateLost, StoreRejected, Verdict
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.model import (
+    Answer,
+    Batch,
+    KeyReused,
+    NoSuchCounter,
+    Replay,
+    Seen,
+    StateLost,
+    StoreRejected,
+    Verdict,
+)
 from pythonricing.settings import MAX_COUNT
 from pythonricing.stores import create_store
 from pythonricing.stores.redis.store import RedisStore
