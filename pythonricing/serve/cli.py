@@ -17,6 +17,7 @@ from loguru import logger
 
 from pythonricing.counting.counters import DEFAULT, DEFAULT_LIMIT
 from pythonricing.counting.model import NoSuchCounter, StateLost, StoreError, StoreURLError
+from pythonricing.counting.store import trouble
 from pythonricing.serve.embedded import EmbeddedError, embedded_valkey
 from pythonricing.settings import PREFIX, Settings, SettingsError, without_password
 from pythonricing.stores import create_store
@@ -166,7 +167,7 @@ def _with_store(settings: Settings, act: Callable[[Store], Awaitable[T]], name: 
                 await store.ready(name)
                 return await act(store)
         except TimeoutError:
-            raise StoreError(store.trouble or "no answer in time") from None
+            raise StoreError(trouble(store) or "no answer in time") from None
         finally:
             await store.close()
 
