@@ -59,7 +59,11 @@ def create_app(settings: Settings) -> Starlette:
     writer = logs.configure(settings.log_level)
     claim_log = logs.ClaimLog(writer, requests=settings.request_log == "on" and logs.shows_info(settings.log_level))
     store = create_store(settings.store, settings.store_timeout, settings.store_replicas, settings.on_loss)
-    metrics = Metrics(lambda: store.reconnects, lambda: writer.dropped, lambda: store.nodes)
+    metrics = Metrics(
+        lambda: sum(server.reconnects for server in store.servers()),
+        lambda: writer.dropped,
+        lambda: {server.name: server.connected for server in store.servers() if server.name},
+    )
     counters = Counters(
         store,
         cast("Journal", Journals(claim_log, metrics)),
@@ -69,7 +73,7 @@ def create_app(settings: Settings) -> Starlette:
     )
     snapshot = Snapshot(counters)
     feed = Feed(snapshot, metrics)
-    ready = Ready(counters, lambda: store.master)
+    ready = Ready(counters, lambda: next((server.name for server in store.servers() if server.elected), None))
 
     def stop() -> None:
         ready.stopping = True

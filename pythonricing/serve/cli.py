@@ -16,6 +16,7 @@ import msgspec
 from loguru import logger
 
 from pythonricing.counting.model import DEFAULT, DEFAULT_LIMIT, NoSuchCounter, StateLost, StoreError, StoreURLError
+from pythonricing.counting.store import trouble
 from pythonricing.serve.embedded import EmbeddedError, embedded_valkey
 from pythonricing.settings import PREFIX, Settings, SettingsError, without_password
 from pythonricing.stores import create_store
@@ -165,7 +166,7 @@ def _with_store(settings: Settings, act: Callable[[Store], Awaitable[T]], name: 
                 await store.ready(name)
                 return await act(store)
         except TimeoutError:
-            raise StoreError(store.trouble or "no answer in time") from None
+            raise StoreError(trouble(store) or "no answer in time") from None
         finally:
             await store.close()
 

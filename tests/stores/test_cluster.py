@@ -12,9 +12,10 @@ import pytest
 from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import Answer, NoSuchCounter, StoreError, StoreUnavailable, StoreURLError
+from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
 from tests.serve.test_cli import run
-from tests.stores.test_sentinel import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until
+from tests.stores.support import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until
 from tests.support import Silence
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ def test_a_shard_that_is_down_holds_up_no_other(clusters: Callable[..., ClusterS
         shown = {counter.name for counter in await counters.browse(100)}
         assert shown == {name for server, name in names.items() if server is not down}
         down.start() if how == "killed" else down.resume()
-        await until(lambda: all(counters._store.nodes.values()))
+        await until(lambda: all(server.connected for server in counters._store.servers()))
         assert (await claim_in_the_end(counters, names[down])).request_count >= 2
         assert await counters.check() == []
         await counters.close()
@@ -419,7 +420,7 @@ def test_a_server_that_is_no_cluster_is_the_trouble(redis_server: Callable[..., 
     async def scenario() -> None:
         store = create_store(f"redis+cluster://127.0.0.1:{server.port}", 1.0)
         await store.open()
-        await until(lambda: "Cluster mode is not enabled" in store.trouble)
+        await until(lambda: "Cluster mode is not enabled" in trouble(store))
         await store.close()
 
     asyncio.run(scenario())

@@ -29,6 +29,7 @@ from pythonricing.counting.model import (
     StoreUnavailable,
     StoreURLError,
 )
+from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
 from pythonricing.stores.postgres import store as postgres
 from pythonricing.stores.postgres.store import CONNECTIONS, PostgresStore
@@ -92,7 +93,7 @@ def test_sixteen_at_once_install_the_schema_once(empty_postgres: PostgresServer)
     async def first_use() -> None:
         async with opened(empty_postgres.url) as store:
             await store.put("seats", 10)
-            assert store.trouble == ""
+            assert trouble(store) == ""
 
     async def scenario() -> None:
         await asyncio.gather(*(first_use() for _ in range(16)))
@@ -157,7 +158,7 @@ def test_installing_it_again_changes_nothing(empty_postgres: PostgresServer) -> 
 
 def test_without_its_driver_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "asyncpg", None)
-    monkeypatch.delitem(sys.modules, "pythonricing.stores.postgres")
+    monkeypatch.delitem(sys.modules, "pythonricing.stores.postgres.store")
     with pytest.raises(StoreURLError, match=r"^PostgreSQL needs its driver: pip install 'pythonricing\[postgres\]'$"):
         create_store("postgresql://db", 1.0)
 

@@ -19,13 +19,14 @@ from redis.asyncio.connection import parse_url
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError
 
-from pythonricing.counting.model import StoreError, StoreUnavailable, StoreURLError
+from pythonricing.counting.model import Server, StoreError, StoreUnavailable, StoreURLError
+from pythonricing.counting.store import trouble
 from pythonricing.stores.link import Link, stop
 from pythonricing.stores.redis.sentinel import CONNECT_SECONDS, addresses
 from pythonricing.stores.redis.store import INDEX, REDIRECTIONS, Pipeline, RedisStore, ignore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from pythonricing.settings import OnLoss
 
@@ -78,19 +79,17 @@ class ClusterStore(RedisStore):
             raise StoreURLError(f"{self._where}: {error}") from None
         return kind, options
 
-    @property
-    def trouble(self) -> str:
-        return next((link.trouble for link in self._links.values() if not link.connected), self._trouble)
+    def servers(self) -> Sequence[Server]:
+        cluster = Server("", bool(self._links) and not self._trouble, self._retired, self._trouble)
+        return [
+            *(
+                Server(node, link.connected, max(0, link.reconnects), link.trouble)
+                for node, link in self._links.items()
+            ),
+            cluster,
+        ]
 
-    @property
-    def reconnects(self) -> int:
-        return self._retired + sum(max(0, link.reconnects) for link in self._links.values())
-
-    @property
-    def nodes(self) -> Mapping[str, bool]:
-        return {node: link.connected for node, link in self._links.items()}
-
-    def node(self, name: str) -> str:
+    def server_of(self, name: str) -> str:
         nodes = self._slots.slots_cache.get(key_slot(name.encode()))
         return str(nodes[0].name) if nodes else NOBODY
 
@@ -120,7 +119,7 @@ class ClusterStore(RedisStore):
     def _is_ready(self, name: str | None) -> bool:
         if name is None:
             return any(link.connected for link in self._links.values())
-        link = self._links.get(self.node(name))
+        link = self._links.get(self.server_of(name))
         return link is not None and link.connected
 
     async def probe(self) -> list[str] | None:
@@ -128,7 +127,7 @@ class ClusterStore(RedisStore):
         answers = await asyncio.gather(*(self._answers(node) for node in masters))
         unreachable = sorted(node for node, answered in zip(masters, answers, strict=True) if not answered)
         if len(unreachable) == len(masters):
-            raise StoreUnavailable(f"no shard of {self._where} answers: {', '.join(unreachable)}; {self.trouble}")
+            raise StoreUnavailable(f"no shard of {self._where} answers: {', '.join(unreachable)}; {trouble(self)}")
         return unreachable if self._is_whole() else [*unreachable, NOBODY]
 
     async def _answers(self, node: str) -> bool:
@@ -219,7 +218,7 @@ class ClusterStore(RedisStore):
         self._news = asyncio.Event()
 
     def _pipeline(self, name: str) -> Pipeline:
-        node = self.node(name)
+        node = self.server_of(name)
         if node == NOBODY:
             self._look_again.set()
             raise StoreUnavailable(f"no node of {self._where} serves {name}")
@@ -236,7 +235,7 @@ class ClusterStore(RedisStore):
             self._look_again.set()
             with suppress(KeyError, RedisError):  # a slot that nobody served when it was looked; a node without a host
                 await self._slots.move_slot(MovedError(where))
-            if (node := self.node(name)) == NOBODY:
+            if (node := self.server_of(name)) == NOBODY:
                 raise StoreUnavailable(error)
             link = self._link_to(node)
         else:

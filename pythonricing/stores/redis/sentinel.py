@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import msgspec
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -19,8 +20,9 @@ from pythonricing.stores.link import stop
 from pythonricing.stores.redis.store import Pipeline, RedisStore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
+    from pythonricing.counting.model import Server
     from pythonricing.settings import OnLoss
 
 #: Seconds after which the Sentinels are asked whether the master is still the one.
@@ -103,13 +105,8 @@ class SentinelStore(RedisStore):
         }
         return kind, options
 
-    @property
-    def nodes(self) -> Mapping[str, bool]:
-        return super().nodes if self._node else {}
-
-    @property
-    def master(self) -> str | None:
-        return self._node or None
+    def servers(self) -> Sequence[Server]:
+        return [msgspec.structs.replace(server, elected=bool(server.name)) for server in super().servers()]
 
     async def open(self) -> None:
         if self._follower is not None:

@@ -26,6 +26,7 @@ from pythonricing.counting.model import (
     Counter,
     NoSuchCounter,
     Replay,
+    Server,
     StateLost,
     StoreRejected,
     StoreUnavailable,
@@ -36,7 +37,7 @@ from pythonricing.settings import without_password
 from pythonricing.stores.link import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from pythonricing.counting.model import Batch, Seen
     from pythonricing.settings import OnLoss
@@ -254,7 +255,7 @@ class RedisStore:
         self._node = node_name(self._connection_options)
         self._link: Link[Pipeline] = Link(self._where, self._connect, self._was_connected)
         self._indexed: set[str] = set()
-        self.connected: Callable[[], None] = lambda: None
+        self.on_connect: Callable[[], None] = lambda: None
 
     def _read_url(self, url: str) -> tuple[Any, dict[str, Any]]:
         """redis-py's kind of connection and its options. Raises StoreURLError."""
@@ -273,23 +274,10 @@ class RedisStore:
             raise StoreURLError(f"{self._where}: {error}") from None
         return pool.connection_class, options
 
-    @property
-    def trouble(self) -> str:
-        return self._link.trouble
+    def servers(self) -> Sequence[Server]:
+        return [Server(self._node, self._link.connected, max(0, self._link.reconnects), self._link.trouble)]
 
-    @property
-    def reconnects(self) -> int:
-        return max(0, self._link.reconnects)
-
-    @property
-    def nodes(self) -> Mapping[str, bool]:
-        return {self._node: self._link.connected}
-
-    @property
-    def master(self) -> str | None:
-        return None
-
-    def node(self, name: str) -> str:
+    def server_of(self, name: str) -> str:
         return self._node
 
     async def open(self) -> None:
@@ -510,7 +498,7 @@ class RedisStore:
         return [("WAIT", self._replicas, milliseconds)]
 
     def _was_connected(self) -> None:
-        self.connected()
+        self.on_connect()
 
 
 def node_name(options: Mapping[str, Any]) -> str:
