@@ -11,20 +11,10 @@ from pythonricing.counting import counters as heart
 from pythonricing.counting.counters import Answer, Counters, Overloaded
 from pythonricing.counting.model import Batch, NoSuchCounter, StoreRejected, StoreUnavailable, Verdict
 from pythonricing.stores.memory import MemoryStore
-from tests.support import Silence
+from tests.support import Recorder, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-
-class Recorder(Silence):
-    """A journal that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments: self.told.append((name, *arguments))
 
 
 class Gate(MemoryStore):
@@ -146,14 +136,6 @@ def test_refusals_from_memory_are_told_together_and_all_of_them_at_the_end() -> 
         ]
 
     asyncio.run(scenario())
-
-
-def test_several_journals_are_told_the_same() -> None:
-    first, second = Recorder(), Recorder()
-    both: Any = heart.Journals(first, second)
-    both.refused("default", 2)
-    both.refused("default", 3)
-    assert first.told == second.told == [("refused", "default", 2), ("refused", "default", 3)]
 
 
 def test_a_key_is_looked_up_although_the_counter_is_halted() -> None:
