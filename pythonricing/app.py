@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.types import Receive, Scope, Send
-
-    from pythonricing.counting.journal import Journal
 
 
 class App(Starlette):
@@ -66,7 +64,7 @@ def create_app(settings: Settings) -> Starlette:
     )
     counters = Counters(
         store,
-        cast("Journal", Journals(claim_log, metrics)),
+        Journals(claim_log, metrics),
         limit=settings.limit,
         timeout=settings.store_timeout,
         halt_cache=settings.halt_cache,

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from loguru import logger
 
+from pythonricing.counting.journal import Journal
 from pythonricing.settings import Settings, SettingsError
 from pythonricing.telemetry import workers
 
@@ -362,8 +363,8 @@ class Throttle:
             self.add(0)
 
 
-class ClaimLog:
-    """The journal of claims as log lines (see counters.Journal)."""
+class ClaimLog(Journal):
+    """The journal of claims as log lines."""
 
     def __init__(self, writer: Writer, *, requests: bool) -> None:
         self._writer = writer

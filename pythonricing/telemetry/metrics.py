@@ -8,6 +8,7 @@ from collections import defaultdict
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from pythonricing.counting.journal import Journal
 from pythonricing.counting.model import DEFAULT, StoreError
 from pythonricing.telemetry import workers
 from pythonricing.web.api import NO_STORE, Endpoint, respond
@@ -61,8 +62,8 @@ class Tally:
             self._histogram._sum.inc(sum(values))
 
 
-class Metrics:
-    """The journal of claims as numbers (see counters.Journal).
+class Metrics(Journal):
+    """The journal of claims as numbers.
 
     `reconnects` and `dropped` tell how often the store was connected again and how many log lines were dropped; `nodes`
     which servers the store has and whether each is connected.
