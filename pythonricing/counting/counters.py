@@ -165,12 +165,15 @@ class Counters:
             return
         await self.restart(name)
 
-    async def restart(self, name: str) -> Counter:
-        """Let a counter count from 0 again, also after a loss, and keep its limit. Raises as delete does."""
+    async def restart(self, name: str, limit: int | None = None) -> Counter:
+        """Let a counter count from 0 again, also after a loss, and keep its limit, or have this one if it has none.
+
+        Raises as delete does.
+        """
         try:
             counter, _ = await self._change(name, None, None, "restart")
         except NoSuchCounter:
-            limit = self._worker.create_with(name)
+            limit = self._worker.create_with(name) if limit is None else limit
             if limit is None:
                 raise
             counter, _ = await self._change(name, limit, None, "restart")

@@ -108,27 +108,27 @@ class MemoryStore:
             if state is not None and state.lost and (how == "configure" or not marked):
                 raise StateLost(name)
         gone = state is None or state.deleted
-        old_limit = word.seen.limit if state is None and word.seen is not None and how == "restart" else None
-        if state is not None:
-            old_limit = state.limit
-        if limit is None and (old_limit is None or (state is not None and state.deleted)):
-            raise _missing(name, state)
-        new_limit = old_limit if limit is None else limit
-        assert new_limit is not None
+        if limit is None:
+            # A counter that is gone starts over with the limit that was seen.
+            last = word.seen if state is None and how == "restart" else state
+            if last is None or last.deleted:
+                raise _missing(name, state)
+            limit = last.limit
         if state is None or state.deleted or how == "restart":
             by_settings = how == "configure" and state is None
             seen_revision = word.seen.revision if word.seen is not None else 0
             revision = 0 if by_settings else max(state.revision if state is not None else 0, seen_revision) + 1
             knowing = how == "restart" or state is not None
             kept = 0 if state is None or state.deleted else state.most
-            self._start(name, word.seen, new_limit, kept if most is None else most, revision, knowing)
+            state = self._start(name, word.seen, limit, kept if most is None else most, revision, knowing)
+            raised = None
         else:
             new_most = state.most if most is None else most
-            if state.lost or (new_limit, new_most) != (state.limit, state.most):
+            if state.lost or (limit, new_most) != (state.limit, state.most):
                 if state.lost:
                     state.base, state.lost = max(state.base, state.count), False
-                state.limit, state.most, state.revision = new_limit, new_most, state.revision + 1
-        return _shown(name, self._states[name], raised), gone
+                state.limit, state.most, state.revision = limit, new_most, state.revision + 1
+        return _shown(name, state, raised), gone
 
     async def delete(self, name: str, word: Word) -> Seen:
         await self._in_time(name, word)
