@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pythonricing.counting.model import Answer, Counter, How
     from pythonricing.counting.store import Store
 
-#: Claims that a worker holds while they wait for the store.
-MAX_WAITING = 8192
+#: Claims that a worker holds while they wait for the store; those on one counter are at most half of them.
+MAX_WAITING = 16_384
 #: Counters that a worker remembers.
 MAX_LANES = 65_536
 #: Seconds after which a worker asks whether whoever made a claim still waits for it.
@@ -122,6 +122,10 @@ class Counters:
                 counter = await self._read(name)
         self._learn(counter)
         return counter
+
+    def known(self) -> set[str]:
+        """The counters that this worker remembers."""
+        return set(self._lanes)
 
     async def browse(self, limit: int) -> list[Counter]:
         """The first `limit` counters by name, as the store has them. Raises StoreUnavailable."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pythonricing.counting.model import (
     KEY_SECONDS,
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from pythonricing.settings import OnLoss
 
 
+#: Operators' words whose replies are remembered.
+MAX_WORDS = 1000
+
+T = TypeVar("T")
+
+
 class MemoryStore:
     """A Store without a server, and the model to which those with one are held."""
 
@@ -39,6 +45,7 @@ class MemoryStore:
         #: Counters, lost ones and tombstones too.
         self._states: dict[str, State] = {}
         self._receipts: dict[tuple[str, str], tuple[int, Verdict]] = {}
+        self._words: OrderedDict[tuple[str, str], object] = OrderedDict()
         # Each in order of arrival, so that the expired ones are at the front.
         self._admitted: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
         self._refused: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
@@ -99,6 +106,8 @@ class MemoryStore:
     async def put(
         self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
     ) -> tuple[Counter, bool]:
+        if (name, word.id) in self._words:
+            return cast("tuple[Counter, bool]", self._words[name, word.id])
         await self._in_time(name, word)
         state = self._states.get(name)
         raised = None
@@ -128,19 +137,28 @@ class MemoryStore:
                 if state.lost:
                     state.base, state.lost = max(state.base, state.count), False
                 state.limit, state.most, state.revision = limit, new_most, state.revision + 1
-        return _shown(name, state, raised), gone
+        return self._said(name, word, (_shown(name, state, raised), gone))
 
     async def delete(self, name: str, word: Word) -> Seen:
+        if (name, word.id) in self._words:
+            return cast("Seen", self._words[name, word.id])
         await self._in_time(name, word)
         state, _ = reconcile(self._states.get(name), word.seen)
         if state is None or (state.deleted and not state.lost):
             raise _missing(name, state)
         self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True)
-        return Seen(state.epoch, state.revision + 1, 0, 0, deleted=True)
+        return self._said(name, word, Seen(state.epoch, state.revision + 1, 0, 0, deleted=True))
 
     async def browse(self, limit: int) -> list[Counter]:
         shown = sorted(name for name, state in self._states.items() if state.lost or not state.deleted)
         return [_shown(name, self._states[name]) for name in shown[:limit]]
+
+    def _said(self, name: str, word: Word, reply: T) -> T:
+        """Remember the reply to an operator's word."""
+        if len(self._words) == MAX_WORDS:
+            self._words.popitem(last=False)
+        self._words[name, word.id] = reply
+        return reply
 
     async def _in_time(self, name: str, word: Word) -> None:
         if await self.clock(name) > word.not_after:
