@@ -10,7 +10,7 @@ import pytest
 from loadtests.failovers import LIMIT, cluster_failover, lagging_replica, migration, partition, sentinel_failover
 from loadtests.rig.redis import SentinelServers
 from loadtests.rig.waiting import wait_until
-from pythonricing.stores.redis.sentinel import Sentinels
+from pythonricing.stores.redis.routes.sentinel import Sentinels
 
 if TYPE_CHECKING:
     from pathlib import Path
