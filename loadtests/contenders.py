@@ -16,8 +16,10 @@ import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loadtests.processes import Usage, free_port, port_is_taken, spawn, stop
-from loadtests.stores import Postgres, Unavailable, Valkey
+from loadtests.rig.processes import Unavailable, spawn, stop
+from loadtests.rig.waiting import free_port, port_is_taken
+from loadtests.stores import Postgres, Valkey
+from loadtests.usage import Usage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -151,7 +153,7 @@ class Running:
             case "redis" | "unix" as kind:
                 return Valkey(self._folder, unix=kind == "unix")
             case "postgresql":
-                return Postgres(self._folder)
+                return Postgres()
             case _:
                 return None
 

@@ -23,9 +23,12 @@ import psutil
 
 from loadtests.machine import describe
 from loadtests.rig.clients import History
-from loadtests.rig.harness import Load, judge, tail
+from loadtests.rig.cluster import ClusterServers
+from loadtests.rig.judge import judge, numbers_of_workers, tail
+from loadtests.rig.load import TOKEN, Load
 from loadtests.rig.proxy import Proxy
-from loadtests.rig.redis import ClusterServers, SentinelServers, redis_programs
+from loadtests.rig.redis import redis_programs
+from loadtests.rig.sentinels import SentinelServers
 from loadtests.rig.service import Service
 from loadtests.rig.waiting import wait_until
 
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
 
     from loadtests.rig.redis import RedisServer
 
-TOKEN = "let-me"
 LIMIT = 3_000
 #: Claims that end before anything breaks.
 BEFORE = 500
@@ -79,17 +81,6 @@ def outcome(history: History, fault: float, served: History | None = None) -> Ou
 
 def is_closed(history: History) -> bool:
     return any(call.status == 503 and call.body["title"] == "State lost" for call in history.calls)
-
-
-def numbers_of_workers(*services: Service) -> dict[int, list[int]]:
-    """The numbers that each worker has given, by its process id, from the log."""
-    numbers: dict[int, list[int]] = {}
-    for service in services:
-        for record in service.log():
-            if "request_count" in (extra := record["extra"]):
-                last = extra["request_count"]
-                numbers.setdefault(record["process"]["id"], []).extend(range(last - extra["n"] + 1, last + 1))
-    return numbers
 
 
 def judge_workers(history: History, *services: Service) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from loadtests import audit, machine, tools
 from loadtests.contenders import UNLIMITED, Contender, ContenderError, Running, Unavailable
-from loadtests.processes import machine_busy_seconds
 from loadtests.tools import TOOLS, Load, Outcome, ToolError
+from loadtests.usage import machine_busy_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadtests.contenders import ROOT
-from loadtests.processes import spawn, stop
+from loadtests.rig.processes import spawn, stop
 
 if TYPE_CHECKING:
     import subprocess

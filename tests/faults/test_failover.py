@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtests.failovers import LIMIT, cluster_failover, lagging_replica, migration, partition, sentinel_failover
-from loadtests.rig.redis import SentinelServers
+from loadtests.rig.sentinels import SentinelServers
 from loadtests.rig.waiting import wait_until
 from pythonricing.stores.redis.sentinel import Sentinels
 

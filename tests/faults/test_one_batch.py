@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtests.rig.harness import Load, RedisVictim
+from loadtests.rig.load import Load, put_counters
+from loadtests.rig.victims import RedisVictim
 from pythonricing.counting.counters import RESEND_SECONDS, Counters
 from pythonricing.counting.model import RECEIPT_SECONDS, NoSuchCounter, StateLost
 from pythonricing.stores.memory import MemoryStore
@@ -16,8 +17,8 @@ from tests.support import Silence
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadtests.rig.harness import Victim
     from loadtests.rig.service import Service
+    from loadtests.rig.victims import Victim
     from pythonricing.counting.model import Batch, Verdict
 
 
@@ -69,7 +70,8 @@ def test_a_lost_counter_that_is_deleted_while_a_batch_is_on_its_way() -> None:
 def test_receipts_expire_well_after_any_repeat_can_come(victim: Victim, service: Callable[..., Service]) -> None:
     if not isinstance(victim, RedisVictim):
         pytest.skip("Redis only")
-    running = service(victim.url, "/readyz", limit=1_000)
+    running = service(victim.url, "/readyz")
+    put_counters(running, 1_000)
     Load(running, 200).join()
     server = victim.server
     source = (

@@ -6,10 +6,12 @@ import time
 import psutil
 import pytest
 
-from loadtests import stores
 from loadtests.audit import Audit, audit
 from loadtests.contenders import Contender, ContenderError, Running, Unavailable
-from loadtests.processes import Usage, port_is_taken, spawn, stop
+from loadtests.rig import redis
+from loadtests.rig.processes import spawn, stop
+from loadtests.rig.waiting import port_is_taken
+from loadtests.usage import Usage
 
 
 @pytest.mark.parametrize(
@@ -113,13 +115,13 @@ def test_a_contender_that_ends_while_starting_says_why():
 
 
 def test_a_missing_store_is_named_with_what_brings_it(monkeypatch):
-    monkeypatch.setattr(stores, "valkey_binary", lambda: (_ for _ in ()).throw(Unavailable("no valkey-server: …")))
+    monkeypatch.setattr(redis, "redis_programs", lambda: (_ for _ in ()).throw(Unavailable("no valkey-server: …")))
     with pytest.raises(Unavailable, match="no valkey-server"):
         Running(Contender.parse("granian+redis"), 5)
 
 
 def test_a_store_that_does_not_start_says_why(monkeypatch):
-    monkeypatch.setattr(stores, "valkey_binary", lambda: "/bin/false")
+    monkeypatch.setattr(redis, "redis_programs", lambda: ["/bin/false"])
     with pytest.raises(Unavailable, match="valkey did not start"):
         Running(Contender.parse("granian+redis"), 5)
 
