@@ -94,7 +94,7 @@ def plan(options: Options) -> tuple[list[Contender], list[Case]]:
         for connections in options.connections[1:]:
             cases |= dict.fromkeys(Case(contender.key, tool, connections) for contender in swept)
     if "wrk" in options.tools:
-        named = [contender for contender in base if contender.app == "service" and contender.store != "memory"]
+        named = [contender for contender in base if contender.is_service and contender.store != "memory"]
         for counters in options.counters[1:]:
             cases |= dict.fromkeys(Case(contender.key, "wrk", options.connections[0], counters) for contender in named)
     return list(up), list(cases)
@@ -201,7 +201,7 @@ class Lab:
                 continue
             record = found.to_json(contender)
             self.results.audits[contender.key] = record
-            if contender.app == "service" and contender.synced and record["verdict"] != "exact":
+            if contender.is_service and contender.synced and record["verdict"] != "exact":
                 self._error(f"{contender.key}: {record['verdict']}")
 
     def _start(self, contenders: list[Contender]) -> None:
@@ -212,7 +212,7 @@ class Lab:
             try:
                 running = Running(contender, self.options.start_limit)
                 self._up[contender.key] = running
-                if contender.app == "service" and contender.store != "memory":
+                if contender.is_service and contender.store != "memory":
                     _create_counters(running, max(self.options.counters))
             except (Unavailable, ContenderError, OSError) as error:
                 self._error(f"{contender.key}: {error}")

@@ -18,10 +18,7 @@ SCRIPTS = ("evalsha", "eval", "fcall")
 NOT_COUNTED = ("info", "ping", "client", "hello", "config", "script")
 
 #: As `pythonricing serve` runs it, but never rewriting its append-only file in the middle of a measurement.
-VALKEY_OPTIONS = (
-    *("--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0"),
-    *("--loglevel", "warning"),
-)
+VALKEY_OPTIONS = ("--auto-aof-rewrite-percentage", "0", "--loglevel", "warning")
 
 
 class Valkey:
@@ -30,8 +27,8 @@ class Valkey:
     Raises Unavailable.
     """
 
-    def __init__(self, folder: Path, *, unix: bool) -> None:
-        self._server = RedisServer(folder / "valkey", None, *VALKEY_OPTIONS).start()
+    def __init__(self, folder: Path, *, unix: bool = False, fsync: str = "everysec") -> None:
+        self._server = RedisServer(folder / "valkey", None, *VALKEY_OPTIONS, "--appendfsync", fsync).start()
         self.url = f"unix://{self._server.socket}" if unix else self._server.url
 
     def version(self) -> str:
