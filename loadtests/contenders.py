@@ -62,16 +62,23 @@ class App:
 
     target: str
     stores: tuple[str, ...]
+    #: What a ratio of the service to it answers.
+    question: str = ""
     #: Whether it has the service's API, beyond `GET /` and `GET /counters/default`.
     is_service: bool = False
 
 
 #: Every peer has an entry here and a module in `peers/`.
 PEERS = {
-    "constant": App("loadtests.peers.constant:app", ("none",)),
-    "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",)),
-    "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",)),
-    "one-claim": App("loadtests.peers.one_claim:app", ("redis", "redis-fsync", "unix", "postgresql"), is_service=True),
+    "constant": App("loadtests.peers.constant:app", ("none",), "against the constant answer"),
+    "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",), "against FastAPI"),
+    "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",), "against read-then-write"),
+    "one-claim": App(
+        "loadtests.peers.one_claim:app",
+        ("redis", "redis-fsync", "unix", "postgresql"),
+        "against batches of one claim",
+        is_service=True,
+    ),
 }
 APPS = {"service": App("pythonricing.app:app", tuple(STORES), is_service=True), **PEERS}
 
@@ -170,7 +177,7 @@ class Running:
         self.limit = limit
         self.token = token or secrets.token_hex(16)
         self.store: Valkey | Postgres | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="loadtests-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="loadtests-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: subprocess.Popen[bytes] | None = None
         try:
@@ -198,7 +205,7 @@ class Running:
 
     def _open_store(self) -> Valkey | Postgres | None:
         start = STORES.get(self.contender.store)
-        return start(self._folder) if start else None
+        return start(self.folder) if start else None
 
     def _start(self) -> None:
         if port_is_taken(self.port):
@@ -206,7 +213,7 @@ class Running:
         command = [sys.executable, "-m", *self.contender.command(self.port)]
         url = self.store.url if self.store else "memory://"
         # What it logs is read away, as a container's runtime does, and the end of it kept for when something is wrong.
-        with (self._folder / "output").open("wb") as kept:
+        with (self.folder / "output").open("wb") as kept:
             self._reader = subprocess.Popen(
                 ["tail", "-c", "8192"], stdin=subprocess.PIPE, stdout=kept, start_new_session=True
             )
@@ -247,7 +254,7 @@ class Running:
     def last_words(self) -> str:
         """The last line that it printed; only once it has ended."""
         self._stop_server()
-        lines = (self._folder / "output").read_text(errors="replace").strip().splitlines()
+        lines = (self.folder / "output").read_text(errors="replace").strip().splitlines()
         return lines[-1].strip()[:300] if lines else "it printed nothing"
 
     def usage(self) -> Usage:
@@ -283,7 +290,7 @@ class Running:
         self._stop_server()
         if self.store is not None:
             self.store.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 __all__ = ["ROOT", "UNLIMITED", "Contender", "ContenderError", "Running", "Unavailable"]

@@ -28,30 +28,30 @@ class Valkey:
     """
 
     def __init__(self, folder: Path, *, unix: bool = False, fsync: str = "everysec") -> None:
-        self._server = RedisServer(folder / "valkey", None, *VALKEY_OPTIONS, "--appendfsync", fsync).start()
-        self.url = f"unix://{self._server.socket}" if unix else self._server.url
+        self.server = RedisServer(folder / "valkey", None, *VALKEY_OPTIONS, "--appendfsync", fsync).start()
+        self.url = f"unix://{self.server.socket}" if unix else self.server.url
 
     def version(self) -> str:
-        info = self._server.info("server")
+        info = self.server.info("server")
         return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
 
     def usage(self) -> Usage:
-        return Usage.of(self._server.pid)
+        return Usage.of(self.server.pid)
 
     def commands(self) -> int:
         """Commands that clients have sent: where a script does the work its calls, not the calls inside it."""
         calls: dict[str, int] = {}
-        for name, text in self._server.info("commandstats").items():
+        for name, text in self.server.info("commandstats").items():
             found = re.match(r"calls=(\d+)", text)
             calls[name.removeprefix("cmdstat_")] = int(found[1]) if found else 0
         scripts = sum(calls.get(name, 0) for name in SCRIPTS)
         return scripts or sum(count for name, count in calls.items() if not name.startswith(NOT_COUNTED))
 
     def forget(self, key: str) -> None:
-        self._server.run("DEL", key)
+        self.server.run("DEL", key)
 
     def stop(self) -> None:
-        self._server.stop()
+        self.server.stop()
 
 
 class Postgres:
@@ -62,17 +62,17 @@ class Postgres:
             raise Unavailable("no asyncpg: pip install asyncpg")
         from loadtests.rig.postgres import PostgresServer
 
-        self._server = PostgresServer(shared_buffers="128MB").start()
-        self.url = self._server.socket_url
+        self.server = PostgresServer(shared_buffers="128MB").start()
+        self.url = self.server.socket_url
 
     def version(self) -> str:
-        return "PostgreSQL " + str(self._server.sql("SHOW server_version")[0][0]).split()[0]
+        return "PostgreSQL " + str(self.server.sql("SHOW server_version")[0][0]).split()[0]
 
     def usage(self) -> Usage:
-        return Usage.of(self._server.pid)
+        return Usage.of(self.server.pid)
 
     def commands(self) -> None:
         """Not counted."""
 
     def stop(self) -> None:
-        self._server.stop()
+        self.server.stop()

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 SATURATED = 0.9
 
 
+#: Seconds that a tool gets beside four times what it is told to take.
+PATIENCE = 60.0
+
+
 class ToolError(Exception):
     """A load generator that failed or said nothing that can be read. Its text is one line."""
 
@@ -220,7 +224,7 @@ def run(tool: Tool, url: str, load: Load, *, check: bool = True) -> Outcome:
         with (folder / "output").open("wb") as output:
             process = spawn(command, output=output.fileno(), env=env, cwd=ROOT)
         try:
-            status, cpu, seconds = _wait(process, patience=60 + 4 * load.seconds)
+            status, cpu, seconds = _wait(process, PATIENCE + 4 * load.seconds)
         finally:
             stop(process, patience=2)
         text = (folder / "output").read_text(errors="replace")

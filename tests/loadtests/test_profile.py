@@ -23,7 +23,7 @@ def test_the_flame_graph_shows_the_path_of_a_claim(tmp_path):
     assert (done.returncode, done.stdout.strip()) == (0, str(picture)), done.stderr
     drawn = picture.read_text()
     assert drawn.lstrip().startswith("<?xml")
-    assert "pythonricing/api.py" in drawn
+    assert "pythonricing/web/" in drawn
     assert "pythonricing/counters.py" in drawn
 
 
