@@ -38,7 +38,8 @@ from tests.support import Silence
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadtests.rig.redis import RedisServer, SentinelServers
+    from loadtests.rig.redis import RedisServer
+    from loadtests.rig.sentinels import SentinelServers
     from loadtests.rig.service import Service
 
 REDIS = "redis-server"

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from loadtests.rig.cluster import ClusterServers
 from loadtests.rig.postgres import PostgresServer, postgres_programs
-from loadtests.rig.redis import ClusterServers, RedisServer, SentinelServers, redis_programs
+from loadtests.rig.redis import RedisServer, redis_programs
+from loadtests.rig.sentinels import SentinelServers
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import (
     Answer,
