@@ -15,6 +15,7 @@ import click
 import msgspec
 from loguru import logger
 
+from pythonricing import __version__
 from pythonricing.counting.counters import DEFAULT, DEFAULT_LIMIT
 from pythonricing.counting.model import NoSuchCounter, StateLost, StoreError, StoreURLError
 from pythonricing.serve.embedded import EmbeddedError, embedded_valkey
@@ -39,7 +40,7 @@ KILL_TIMEOUT = 30
 
 
 @click.group()
-@click.version_option(package_name="pythonricing")
+@click.version_option(__version__)
 def main() -> None:
     """A counter service that admits exactly N requests."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tomllib
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from pythonricing import __version__
 from tests.containers.podman import ROOT
 
 if TYPE_CHECKING:
@@ -400,11 +400,10 @@ def test_the_deployment_starts_granian_as_the_image_does() -> None:
 
 
 def test_the_image_and_the_cluster_name_the_version_of_the_project() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f"ARG VERSION={version}\n" in (ROOT / "Containerfile").read_text()
+    assert f"ARG VERSION={__version__}\n" in (ROOT / "Containerfile").read_text()
     for name in SETS.keys() - {"playfile.yaml"}:
         (deployment,) = by_kind(SETS[name], "Deployment")
-        assert re.search(rf":{re.escape(version)}(-postgres)?$", containers(deployment)[0]["image"])
+        assert re.search(rf":{re.escape(__version__)}(-postgres)?$", containers(deployment)[0]["image"])
 
 
 @pytest.mark.parametrize("lock", ["image.lock", "image-postgres.lock"])
