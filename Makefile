@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-slow locust compare headline failovers profile benchmark lint format lock clean
+.PHONY: run test test-slow locust compare headline failovers profile benchmark lint docs-check format lock clean
 
 run: .venv/serve  ## serve on 127.0.0.1:8080 with an embedded Valkey
 	$(BIN)/pythonricing serve
@@ -32,10 +32,13 @@ profile: .venv/dev  ## a flame graph of a worker under load; writes results/prof
 benchmark: .venv/dev  ## the claim path without sockets
 	$(BIN)/pytest tests/counting/test_claim_path.py --benchmark-only
 
-lint: .venv/dev
+lint: .venv/dev docs-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs-check: .venv/dev  ## hold README and docs to the links, commands, settings and paths that exist
+	$(BIN)/python -m tests.docs_check
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .
