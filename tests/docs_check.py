@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,13 @@ def _unknown(program: str, words: list[str]) -> Iterator[str]:
             yield f"`{program}` has no option {option}"
 
 
+def modules(page: Path, text: str) -> Iterator[str]:
+    for line in lines(text):
+        for module in re.findall(r"-m ((?:loadtests|tests|pythonricing)[\w.]*)", line):
+            if find_spec(module) is None:
+                yield f"there is no module {module}"
+
+
 def settings(page: Path, text: str) -> Iterator[str]:
     known = {PREFIX + field.upper() for field in Settings.__struct_fields__}
     for variable in sorted(set(re.findall(rf"{PREFIX}[A-Z_]+", text)) - known):
@@ -149,7 +157,7 @@ def lengths(page: Path, text: str) -> Iterator[str]:
         yield f"it has {len(text.splitlines())} lines; {allowed} are allowed"
 
 
-CHECKS: list[Callable[[Path, str], Iterator[str]]] = [links, targets, commands, settings, paths, lengths]
+CHECKS: list[Callable[[Path, str], Iterator[str]]] = [links, targets, commands, modules, settings, paths, lengths]
 
 
 def problems(page: Path, text: str | None = None) -> list[str]:

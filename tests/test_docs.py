@@ -46,6 +46,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
         ("`.venv/bin/python -m loadtests brew`", "`loadtests` has no command brew"),
         ("`.venv/bin/python -m loadtests compare --milk`", "`loadtests` has no option --milk"),
         ("```\ngranian --milk=1 app | uvicorn app\n```", "`granian` has no option --milk"),
+        ("`.venv/bin/python -m loadtests.brew`", "there is no module loadtests.brew"),
         ("PYTHONRICING_MILK", "there is no setting PYTHONRICING_MILK"),
         ("`tests/test_milk.py`", "there is no tests/test_milk.py"),
         ("`tests/test_docs.py::test_milk`", "there is no tests/test_docs.py::test_milk"),
