@@ -63,12 +63,12 @@ clean:
 	$(PYTHON) -m venv .venv
 
 # The stamps are files in .venv, so that a changed lock file installs again and nothing else does.
-.venv/serve: requirements/serve.lock pyproject.toml | .venv/bin/python
+.venv/serve: requirements/serve.lock pyproject.toml pythonricing/__init__.py | .venv/bin/python
 	$(PIP) install --require-hashes --requirement requirements/serve.lock
 	$(PIP) install --no-deps --editable .
 	touch $@
 
-.venv/dev: requirements/dev.lock pyproject.toml | .venv/bin/python
+.venv/dev: requirements/dev.lock pyproject.toml pythonricing/__init__.py | .venv/bin/python
 	$(PIP) install --require-hashes --requirement requirements/dev.lock
 	$(PIP) install --no-deps --editable .
 	touch $@ .venv/serve

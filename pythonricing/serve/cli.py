@@ -15,7 +15,6 @@ import click
 import msgspec
 from loguru import logger
 
-from pythonricing import __version__
 from pythonricing.counting.counters import DEFAULT, DEFAULT_LIMIT
 from pythonricing.counting.model import NoSuchCounter, StateLost, StoreError, StoreURLError
 from pythonricing.serve.embedded import EmbeddedError, embedded_valkey
@@ -40,7 +39,7 @@ KILL_TIMEOUT = 30
 
 
 @click.group()
-@click.version_option(__version__)
+@click.version_option(package_name="pythonricing")
 def main() -> None:
     """A counter service that admits exactly N requests."""
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pythonricing import __version__
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web.api import (
     JSON,
@@ -77,6 +76,8 @@ COUNTER = {
 
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
+    from importlib.metadata import version
+
     _, components = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
     claim = {"200": "claimed", "400": "400", "413": "413", "422": "422", "429": "429", "503": "503"}
     admin = {"401": "401", "403": "403", "422": "422", "503": "503"}
@@ -85,7 +86,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "pythonricing",
-            "version": __version__,
+            "version": version("pythonricing"),
             "summary": "Counts requests and admits exactly N of them",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
