@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-slow locust compare headline failovers profile benchmark lint docs-check format lock clean
+.PHONY: run test test-slow locust compare headline failovers profile benchmark lint format lock clean
 
 run: .venv/serve  ## serve on 127.0.0.1:8080 with an embedded Valkey
 	$(BIN)/pythonricing serve
@@ -32,17 +32,22 @@ profile: .venv/dev  ## a flame graph of a worker under load; writes results/prof
 benchmark: .venv/dev  ## the claim path without sockets
 	$(BIN)/pytest tests/counting/test_claim_path.py --benchmark-only
 
-lint: .venv/dev docs-check
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs-check: .venv/dev  ## hold README and docs to the links, commands, settings and paths that exist
-	$(BIN)/python -m tests.docs_check
-
 format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: docs-check
+lint: docs-check
+docs-check: .venv/dev  ## hold README and docs to the links, commands, settings and paths that exist
+	$(BIN)/python -m tests.docs_check
+
+# The package's metadata has its version from there.
+.venv/serve .venv/dev: pythonricing/__init__.py
 
 lock:  ## resolve the dependencies anew; needs uv
 	uv pip compile --upgrade --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
@@ -63,12 +68,12 @@ clean:
 	$(PYTHON) -m venv .venv
 
 # The stamps are files in .venv, so that a changed lock file installs again and nothing else does.
-.venv/serve: requirements/serve.lock pyproject.toml pythonricing/__init__.py | .venv/bin/python
+.venv/serve: requirements/serve.lock pyproject.toml | .venv/bin/python
 	$(PIP) install --require-hashes --requirement requirements/serve.lock
 	$(PIP) install --no-deps --editable .
 	touch $@
 
-.venv/dev: requirements/dev.lock pyproject.toml pythonricing/__init__.py | .venv/bin/python
+.venv/dev: requirements/dev.lock pyproject.toml | .venv/bin/python
 	$(PIP) install --require-hashes --requirement requirements/dev.lock
 	$(PIP) install --no-deps --editable .
 	touch $@ .venv/serve
