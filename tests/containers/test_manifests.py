@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -13,7 +14,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pythonricing import __version__
 from tests.containers.podman import ROOT
 
 if TYPE_CHECKING:
@@ -400,10 +400,11 @@ def test_the_deployment_starts_granian_as_the_image_does() -> None:
 
 
 def test_the_image_and_the_cluster_name_the_version_of_the_project() -> None:
-    assert f"ARG VERSION={__version__}\n" in (ROOT / "Containerfile").read_text()
+    version = importlib.metadata.version("pythonricing")
+    assert f"ARG VERSION={version}\n" in (ROOT / "Containerfile").read_text()
     for name in SETS.keys() - {"playfile.yaml"}:
         (deployment,) = by_kind(SETS[name], "Deployment")
-        assert re.search(rf":{re.escape(__version__)}(-postgres)?$", containers(deployment)[0]["image"])
+        assert re.search(rf":{re.escape(version)}(-postgres)?$", containers(deployment)[0]["image"])
 
 
 @pytest.mark.parametrize("lock", ["image.lock", "image-postgres.lock"])
