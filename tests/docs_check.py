@@ -102,7 +102,7 @@ def _calls(line: str) -> Iterator[tuple[str, list[str]]]:
             call.pop(0)
         if call:
             name, *rest = call
-            if name.endswith("python") and rest[:1] == ["-m"]:
+            if name.endswith("python") and rest[:1] == ["-m"] and len(rest) > 1:
                 name, *rest = rest[1:]
             name = name.removeprefix(".venv/bin/")
             if name in PROGRAMS:
