@@ -48,6 +48,14 @@ format: .venv/dev  ## put the style right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: docs-check
+lint: docs-check
+docs-check: .venv/dev  ## hold README and docs to the links, commands, settings and paths that exist
+	$(BIN)/python -m tests.docs_check
+
+# The package's metadata has its version from there.
+.venv/serve .venv/dev: pythonricing/__init__.py
+
 lock:  ## resolve the dependencies anew; needs uv
 	uv pip compile --upgrade --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
 		--all-extras pyproject.toml --output-file requirements/dev.lock

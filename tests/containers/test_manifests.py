@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
-import tomllib
 from itertools import pairwise
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -330,7 +330,7 @@ def test_the_deployment_starts_granian_as_the_image_does() -> None:
 
 
 def test_the_image_and_the_cluster_name_the_version_of_the_project() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = importlib.metadata.version("pythonricing")
     assert f"ARG VERSION={version}\n" in (ROOT / "Containerfile").read_text()
     for name in SETS.keys() - {"playfile.yaml"}:
         (deployment,) = by_kind(SETS[name], "Deployment")
