@@ -27,7 +27,7 @@ from locust import FastHttpUser, LoadTestShape, events, task
 from loadtests import side_by_side
 from loadtests.checks import Checker, Wrong
 from loadtests.contenders import Contender, ContenderError, Running, Unavailable
-from loadtests.processes import port_is_taken
+from loadtests.rig.waiting import port_is_taken
 
 if TYPE_CHECKING:
     from locust.contrib.fasthttp import ResponseContextManager

@@ -15,8 +15,8 @@ import pytest
 
 from loadtests.rig.waiting import PATIENCE, wait_until
 from tests.containers.machines import Machines, Pod
+from tests.containers.manifests import DEPLOY, SETS, Manifest, by_kind, containers
 from tests.containers.podman import ROOT
-from tests.containers.test_manifests import DEPLOY, SETS, Manifest, by_kind, containers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

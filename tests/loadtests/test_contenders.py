@@ -2,14 +2,17 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 
-from loadtests import stores
-from loadtests.audit import Audit, audit
-from loadtests.contenders import Contender, ContenderError, Running, Unavailable
-from loadtests.processes import Usage, port_is_taken, spawn, stop
+from loadtests.audit import CLIENTS, Audit, audit
+from loadtests.contenders import SERVERS, Contender, ContenderError, Running, Unavailable
+from loadtests.rig import redis
+from loadtests.rig.processes import spawn, stop
+from loadtests.rig.waiting import port_is_taken, wait_until
+from loadtests.usage import Usage
 
 
 @pytest.mark.parametrize(
@@ -19,6 +22,8 @@ from loadtests.processes import Usage, port_is_taken, spawn, stop
         ("uvicorn+memory", "service", "uvicorn", "memory"),
         ("constant+granian", "constant", "granian", "none"),
         ("read-then-write+uvicorn", "read-then-write", "uvicorn", "redis"),
+        ("one-claim+granian", "one-claim", "granian", "redis"),
+        ("one-claim+granian+postgresql", "one-claim", "granian", "postgresql"),
     ],
 )
 def test_a_contender_is_named_by_what_it_is_made_of(text, app, server, store):
@@ -29,7 +34,8 @@ def test_a_contender_is_named_by_what_it_is_made_of(text, app, server, store):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "granian", "granian+oracle", "hypercorn+redis", "constant+redis", "granian+redis["]
+    "text",
+    ["", "granian", "granian+oracle", "hypercorn+redis", "constant+redis", "granian+redis[", "fastapi+granian+unix"],
 )
 def test_what_is_no_contender_is_refused(text):
     with pytest.raises(ValueError, match="granian"):
@@ -48,13 +54,15 @@ def test_settings_of_the_caller_do_not_reach_a_contender(monkeypatch):
     assert "PYTHONRICING_HALT_CACHE" not in Contender.parse("granian+redis").environment("memory://", 5, "token")
 
 
-def test_both_servers_get_the_same_backlog():
-    for name in ("granian+redis", "uvicorn+redis"):
-        command = Contender.parse(name).command(1)
+def test_every_server_gets_the_same_backlog():
+    for name in SERVERS:
+        command = Contender.parse(f"{name}+redis").command(1)
         assert command[command.index("--backlog") + 1] == "2048"
 
 
-@pytest.mark.parametrize("name", ["granian+redis", "uvicorn+unix", "granian+memory", "fastapi+uvicorn"])
+@pytest.mark.parametrize(
+    "name", ["granian+redis", "uvicorn+unix", "granian+memory", "fastapi+uvicorn", "one-claim+granian+redis-fsync"]
+)
 def test_a_contender_counts_exactly_and_leaves_nothing_behind(name):
     contender = Contender.parse(name)
     with Running(contender, 20) as running:
@@ -68,16 +76,35 @@ def test_a_contender_counts_exactly_and_leaves_nothing_behind(name):
     assert not psutil.pid_exists(running.pid)
     assert not any(process.is_running() for process in tree)
     assert not port_is_taken(running.port)
-    assert not running._folder.exists()
+    assert not running.folder.exists()
 
 
 def test_reading_then_writing_oversells_and_the_audit_says_by_how_much():
-    contender = Contender.parse("read-then-write+uvicorn").with_workers(2)
+    contender = Contender.parse("read-then-write+uvicorn")
+    with Running(contender, 1) as running, ThreadPoolExecutor(1) as pool:
+        store = running.store.server
+
+        def reads():
+            return int(store.info("commandstats")["cmdstat_get"].split(",")[0].removeprefix("calls="))
+
+        # Every client's claim reads before any of them writes.
+        before = reads()
+        store.run("CLIENT", "PAUSE", 60_000, "WRITE")
+        auditing = pool.submit(audit, running.port, 1)
+        wait_until(lambda: reads() == before + CLIENTS, "every client's claim to read")
+        store.run("CLIENT", "UNPAUSE")
+        found = auditing.result()
+    assert found.admitted == CLIENTS
+    assert found.distinct == 1
+    assert found.verdict(contender) == f"oversold by {CLIENTS - 1}"
+
+
+def test_a_peer_of_the_service_is_the_service_with_batches_of_one_claim():
+    contender = Contender.parse("one-claim+granian")
     with Running(contender, 20) as running:
-        found = audit(running.port, 20)
-    assert found.admitted > 20
-    assert found.distinct == 20
-    assert found.verdict(contender) == f"oversold by {found.admitted - 20}"
+        scripts = running.store.commands()
+        assert audit(running.port, 20).verdict(contender) == "exact"
+        assert running.store.commands() - scripts >= 20
 
 
 def test_workers_that_count_for_themselves_are_reset_by_starting_anew():
@@ -113,13 +140,13 @@ def test_a_contender_that_ends_while_starting_says_why():
 
 
 def test_a_missing_store_is_named_with_what_brings_it(monkeypatch):
-    monkeypatch.setattr(stores, "valkey_binary", lambda: (_ for _ in ()).throw(Unavailable("no valkey-server: …")))
+    monkeypatch.setattr(redis, "redis_programs", lambda: (_ for _ in ()).throw(Unavailable("no valkey-server: …")))
     with pytest.raises(Unavailable, match="no valkey-server"):
         Running(Contender.parse("granian+redis"), 5)
 
 
 def test_a_store_that_does_not_start_says_why(monkeypatch):
-    monkeypatch.setattr(stores, "valkey_binary", lambda: "/bin/false")
+    monkeypatch.setattr(redis, "redis_programs", lambda: ["/bin/false"])
     with pytest.raises(Unavailable, match="valkey did not start"):
         Running(Contender.parse("granian+redis"), 5)
 

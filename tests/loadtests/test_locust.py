@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from loadtests.contenders import UNLIMITED, Contender, Running
-from loadtests.processes import free_port
+from loadtests.rig.waiting import free_port
 from loadtests.side_by_side import Server, as_csv, as_text
 from tests.loadtests.browser import chromium
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from loadtests.contenders import UNLIMITED, Contender
-from loadtests.measure import Case, Lab, Options, _on_signals, plan, unexpected
+from loadtests.measure import Case, Lab, Options, on_signals, plan, unexpected
 from loadtests.tools import Outcome
 
 
@@ -78,13 +78,13 @@ class Rehearsal(Lab):
         super().__init__(options, Quiet())
         self.order = []
 
-    def _measure_case(self, case, number):
+    def measure_case(self, case, number):
         self.order.append((number, case.contender))
 
     def rehearse(self):
         _, cases = plan(self.options)
-        self._up = {case.contender: None for case in cases}
-        self._measure(cases)
+        self.up = {case.contender: None for case in cases}
+        self.measure(cases)
         return self.order
 
 
@@ -105,13 +105,13 @@ def test_a_tool_that_measures_once_measures_in_the_first_round():
 
 def test_an_interrupt_that_is_swallowed_ends_the_measurement_all_the_same():
     class Deaf(Rehearsal):
-        def _measure_case(self, case, number):
-            super()._measure_case(case, number)
+        def measure_case(self, case, number):
+            super().measure_case(case, number)
             with contextlib.suppress(KeyboardInterrupt):  # as Python itself does in what it runs after a fork
                 signal.raise_signal(signal.SIGTERM)
 
     lab = Deaf(options(rounds=6))
-    with _on_signals(lab._interrupt), pytest.raises(KeyboardInterrupt):
+    with on_signals(lab.interrupt), pytest.raises(KeyboardInterrupt):
         lab.rehearse()
     assert lab.results.interrupted
     assert len(lab.order) == 1
@@ -154,13 +154,13 @@ def test_a_contender_that_dies_is_named_and_the_others_go_on():
     lab = Lab(
         options("constant+granian", "constant+uvicorn", tools=("ab",), workers=(1,), requests=100, rounds=3), Quiet()
     )
-    start = lab._start
+    start = lab.start
 
     def start_and_kill_one(contenders):
         start(contenders)
-        os.kill(lab._up["constant+uvicorn x1"].pid, signal.SIGKILL)
+        os.kill(lab.up["constant+uvicorn x1"].pid, signal.SIGKILL)
 
-    lab._start = start_and_kill_one
+    lab.start = start_and_kill_one
     found = lab.run()
     assert {run["contender"] for run in found.runs} == {"constant+granian x1"}
     assert len(found.runs) == 3

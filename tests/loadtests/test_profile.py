@@ -23,12 +23,12 @@ def test_the_flame_graph_shows_the_path_of_a_claim(tmp_path):
     assert (done.returncode, done.stdout.strip()) == (0, str(picture)), done.stderr
     drawn = picture.read_text()
     assert drawn.lstrip().startswith("<?xml")
-    assert "pythonricing/api.py" in drawn
-    assert "pythonricing/counters.py" in drawn
+    assert "pythonricing/web/" in drawn
+    assert "pythonricing/counting/" in drawn
 
 
 def test_a_worker_that_cant_be_looked_into_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_worker", lambda pid: 2**22 + 1)  # above every process id
+    monkeypatch.setattr(module, "youngest", lambda pid: 2**22 + 1)  # above every process id
     with pytest.raises(ProfileError, match=r"py-spy could not look into the worker: .") as error:
         profile(Contender.parse("granian+memory").with_workers(1), TOOLS["locust"], 1, 2, tmp_path / "profile.svg")
     assert "\n" not in str(error.value)

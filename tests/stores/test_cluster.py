@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from loadtests.rig.redis import ClusterServers, RedisServer
+    from loadtests.rig.cluster import ClusterServers
+    from loadtests.rig.redis import RedisServer
     from loadtests.rig.service import Service
 
 

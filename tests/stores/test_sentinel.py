@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from pythonricing.counting.model import (
 )
 from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
+from pythonricing.stores.redis.url import read_sentinel
 from tests.stores.support import (
     assert_once_each,
     batch,
@@ -36,7 +38,8 @@ from tests.support import Silence
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadtests.rig.redis import RedisServer, SentinelServers
+    from loadtests.rig.redis import RedisServer
+    from loadtests.rig.sentinels import SentinelServers
     from loadtests.rig.service import Service
 
 REDIS = "redis-server"
@@ -67,14 +70,15 @@ def test_a_url_that_cant_be_used_is_one_clear_line_without_its_password(url: str
 
 
 def test_a_url_names_sentinels_with_their_usual_port_and_passes_options_on() -> None:
-    store: Any = create_store(
-        "rediss+sentinel://u:p@a,[::1]:7,b:8/svc/3?sentinel_username=v&sentinel_password=q&ssl_cert_reqs=none", 1.0
+    options = read_sentinel(
+        "rediss+sentinel://u:p@a,[::1]:7,b:8/svc/3?sentinel_username=v&sentinel_password=q&ssl_cert_reqs=none"
     )
-    assert store._addresses == [("a", 26379), ("::1", 7), ("b", 8)]
-    options = store._connection_options
-    assert (options["username"], options["password"], options["db"], store._service) == ("u", "p", 3, "svc")
-    own = store._sentinel_options
-    assert (own["username"], own["password"], own["ssl"], own["ssl_cert_reqs"]) == ("v", "q", True, "none")
+    assert options.sentinels == [("a", 26379), ("::1", 7), ("b", 8)]
+    assert (options.service, options.username, options.password) == ("svc", "v", "q")
+    assert (options.data.username, options.data.password, options.data.db) == ("u", "p", 3)
+    assert options.data.tls is not None
+    assert options.data.tls.verify_mode == ssl.CERT_NONE
+    assert options.data.tls_words == {"ssl": True, "ssl_cert_reqs": "none"}
 
 
 def test_users_and_passwords_of_servers_and_sentinels_are_apart(sentinels: Callable[..., SentinelServers]) -> None:
