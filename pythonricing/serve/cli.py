@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -16,8 +17,8 @@ import msgspec
 from loguru import logger
 
 from pythonricing.counting.counters import DEFAULT, DEFAULT_LIMIT
-from pythonricing.counting.model import NoSuchCounter, StateLost, StoreError, StoreURLError
-from pythonricing.serve.embedded import EmbeddedError, embedded_valkey
+from pythonricing.counting.model import NoSuchCounter, StateLost, StoreError, StoreUnavailable, StoreURLError
+from pythonricing.serve.embedded import PATIENCE, EmbeddedError, embedded_url, embedded_valkey
 from pythonricing.settings import PREFIX, Settings, SettingsError, without_password
 from pythonricing.stores import create_store
 from pythonricing.telemetry import logs
@@ -56,7 +57,7 @@ def serve(server: str, workers: int | None, host: str, port: int, store: str | N
     workers = workers or _cpus()
     if limit is not None:
         os.environ[f"{PREFIX}LIMIT"] = limit
-    with _store(store) as settings:
+    with _store(store, serving=True) as settings:
         _check_port(host, port)
         _with_store(settings, lambda opened: opened.ready())
         logs.configure(settings.log_level)
@@ -76,7 +77,7 @@ def serve(server: str, workers: int | None, host: str, port: int, store: str | N
 @click.option("--store", help=f"Store URL; overrides {PREFIX}STORE.  [default: the embedded Valkey]")
 def status(name: str, store: str | None) -> None:
     """Print the state of the counter NAME."""
-    with _store(store, share=True) as settings:
+    with _store(store) as settings:
         counter = _with_store(settings, lambda opened: opened.read(name), name)
         halted = ", halted" if counter.count >= counter.limit else ""
         click.echo(f"{counter.name}: {counter.count} of {counter.limit}{halted}")
@@ -87,7 +88,7 @@ def status(name: str, store: str | None) -> None:
 @click.option("--store", help=f"Store URL; overrides {PREFIX}STORE.  [default: the embedded Valkey]")
 def reset(name: str, store: str | None) -> None:
     """Start the counter NAME over at 0, also after its store has lost data; its limit stays."""
-    with _store(store, share=True) as settings:
+    with _store(store) as settings:
 
         async def start_over(opened: Store) -> str:
             try:
@@ -124,9 +125,9 @@ def schema() -> None:
     click.echo(resources.files("pythonricing.stores.postgres").joinpath("schema.sql").read_text(), nl=False)
 
 
-def _fail(message: str) -> SystemExit:
+def _fail(message: str, status: int = 2) -> SystemExit:
     click.echo(f"pythonricing: {message}", err=True)
-    return SystemExit(2)
+    return SystemExit(status)
 
 
 def _cpus() -> int:
@@ -134,37 +135,61 @@ def _cpus() -> int:
 
 
 @contextmanager
-def _store(url: str | None, *, share: bool = False) -> Iterator[Settings]:
+def _store(url: str | None, *, serving: bool = False) -> Iterator[Settings]:
     """The settings, with the store that the option, the environment or the embedded Valkey gives, in this order."""
     variable = f"{PREFIX}STORE"
-    with ExitStack() as stack:
-        try:
-            if url is not None:
-                os.environ[variable] = url
-            settings = Settings.from_environ(os.environ)
-            if variable not in os.environ:
-                if settings.store_replicas:
-                    raise _fail(f"{PREFIX}STORE_REPLICAS: the embedded Valkey has no replicas")
-                # Workers read it from the environment.
-                os.environ[variable] = stack.enter_context(embedded_valkey(share=share))
-                settings = msgspec.structs.replace(settings, store=os.environ[variable])
-        except (SettingsError, EmbeddedError) as error:
-            raise _fail(str(error)) from None
-        if share and settings.store.startswith("memory://"):
-            raise _fail("counters in memory:// live inside the service; ask it over HTTP")
+    if not serving:
+        logger.disable("pythonricing.serve")
+    try:
+        if url is not None:
+            os.environ[variable] = url
+        settings = Settings.from_environ(os.environ)
+    except SettingsError as error:
+        raise _fail(str(error)) from None
+    if not serving and settings.store.startswith("memory://"):
+        raise _fail("counters in memory:// live inside the service; ask it over HTTP")
+    if variable in os.environ:
         yield settings
+        return
+    if settings.store_replicas:
+        raise _fail(f"{PREFIX}STORE_REPLICAS: the embedded Valkey has no replicas")
+    used = False
+    try:
+        with embedded_valkey(_stop_serving if serving else lambda: None) as url:
+            used = True
+            os.environ[variable] = url  # workers read it from the environment
+            yield msgspec.structs.replace(settings, store=url)
+    except EmbeddedError as error:
+        raise _fail(str(error), 1 if used else 2) from None
+
+
+def _stop_serving() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _with_store(settings: Settings, act: Callable[[Store], Awaitable[T]], name: str | None = None) -> T:
-    """Do one thing with the store, or with the counter `name`; what goes wrong is one line and exit status 2."""
+    """Do one thing with the store, or with the counter `name`; what goes wrong is one line and exit status 2.
+
+    The embedded store may pass from one process to another meanwhile, so that is waited for.
+    """
+    embedded = settings.store == embedded_url()
+    patience = max(settings.store_timeout, PATIENCE) if embedded else settings.store_timeout
+
+    async def attempt(store: Store) -> T:
+        while True:
+            await store.ready(name)
+            try:
+                return await act(store)
+            except StoreUnavailable:
+                if not embedded:
+                    raise
 
     async def run() -> T:
         store = create_store(settings.store, settings.store_timeout, settings.store_replicas, settings.on_loss)
         await store.open()
         try:
-            async with asyncio.timeout(settings.store_timeout):
-                await store.ready(name)
-                return await act(store)
+            async with asyncio.timeout(patience):
+                return await attempt(store)
         except TimeoutError:
             raise StoreError(store.trouble or "no answer in time") from None
         finally:

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,32 +16,13 @@ import pytest
 from loadtests.rig.clients import hammer
 from loadtests.rig.service import Service, environment
 from loadtests.rig.waiting import free_port, wait_until
+from tests.serve.commands import processes_of, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from loadtests.rig.redis import RedisServer
-
-PROGRAM = str(Path(sys.executable).with_name("pythonricing"))
-
-
-def run(*arguments: str, home: Path, **settings: object) -> tuple[int, str, str]:
-    """Run a command to its end: the exit status, stdout and stderr."""
-    variables = environment(settings) | {"XDG_STATE_HOME": str(home)}
-    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, env=variables, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-def processes_of(text: str) -> list[int]:
-    """The processes whose command line holds `text`."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if text in (folder / "cmdline").read_bytes().decode(errors="replace"):
-                found.append(int(folder.name))
-        except OSError:
-            pass
-    return found
 
 
 @pytest.mark.parametrize("server", ["serve", "serve-uvicorn"])
@@ -173,13 +153,6 @@ def test_a_bad_setting_stops_plain_granian_with_its_log_configuration_too(tmp_pa
     assert running.process is not None
     assert running.process.wait(60) == 2
     assert running.errors.read_text().strip().startswith("PYTHONRICING_LIMIT: 'many' is not")
-
-
-def test_a_second_serve_on_the_embedded_store_is_one_line(tmp_path: Path, service: Callable[..., Service]) -> None:
-    service(None, command="serve", workers=1, wait_for="/readyz")
-    status, _, errors = run("serve", "--port", str(free_port()), home=tmp_path)
-    assert status == 2
-    assert "another pythonricing runs on the embedded store" in errors
 
 
 def test_a_state_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
