@@ -18,13 +18,14 @@ from pathlib import Path
 
 from loadtests.processes import Usage, free_port, port_is_taken, spawn, stop
 from loadtests.stores import Postgres, Unavailable, Valkey
+from pythonricing.serve import servers
 
 ROOT = Path(__file__).resolve().parent.parent
 
 #: A limit that no measurement reaches: every claim is admitted.
 UNLIMITED = 2**53 - 1
 
-SERVERS = ("granian", "uvicorn")
+SERVERS = tuple(servers.SERVERS)
 STORES = ("redis", "unix", "memory", "postgresql")
 PEERS = {
     "constant": "loadtests.peers.constant:app",
@@ -32,10 +33,6 @@ PEERS = {
     "read-then-write": "loadtests.peers.read_then_write:app",
 }
 SPELLING = re.compile(r"(?P<first>[a-z-]+)\+(?P<second>[a-z]+)(?:\[(?P<options>[^\[\]]*)\])?")
-
-#: Connections waiting to be accepted, and in Granian those being served: the same for both servers, and more than any
-#: measurement opens. Granian's own default divides its backlog by the workers.
-BACKLOG = "2048"
 
 #: Seconds until a refusal may no longer come from a worker's memory (PYTHONRICING_HALT_CACHE), with a margin.
 AFTER_RESET = 0.25
@@ -97,10 +94,8 @@ class Contender:
         """The server's command line, as anybody would type it."""
         target = PEERS.get(self.app, "pythonricing.app:app")
         words = [word for word in self.options if not word.startswith("PYTHONRICING_")]
-        shared = ["--host", "127.0.0.1", "--port", str(port), "--workers", str(self.workers), "--backlog", BACKLOG]
-        if self.server == "granian":
-            return ["granian", "--interface", "asgi", *shared, "--backpressure", BACKLOG, *words, target]
-        return ["uvicorn", *shared, "--no-access-log", *words, target]
+        line = servers.command(self.server, target, host="127.0.0.1", port=port, workers=self.workers)
+        return [self.server, *line[:-1], *words, target]
 
     def environment(self, store_url: str, limit: int, token: str) -> dict[str, str]:
         """What the application is told; settings of the caller's own PYTHONRICING_* variables are left out."""

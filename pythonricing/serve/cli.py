@@ -9,7 +9,6 @@ import socket
 import sys
 from contextlib import contextmanager
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -18,6 +17,7 @@ from loguru import logger
 
 from pythonricing.counting.counters import DEFAULT, DEFAULT_LIMIT
 from pythonricing.counting.model import NoSuchCounter, StateLost, StoreError, StoreUnavailable, StoreURLError
+from pythonricing.serve import servers
 from pythonricing.serve.embedded import PATIENCE, EmbeddedError, embedded_url, embedded_valkey
 from pythonricing.settings import PREFIX, Settings, SettingsError, without_password
 from pythonricing.stores import create_store
@@ -31,13 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-APP = "pythonricing.app:app"
-LOG_CONFIG = Path(__file__).with_name("granian-log.json")
-#: Connections that wait to be accepted, and requests at work in one worker.
-BACKLOG = 2048
-#: Seconds that a worker gets to stop; Granian would wait for ever for one that a SIGTERM met while it was starting.
-KILL_TIMEOUT = 30
-
 
 @click.group()
 @click.version_option(package_name="pythonricing")
@@ -46,7 +39,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--server", type=click.Choice(["granian", "uvicorn"]), default="granian", show_default=True)
+@click.option("--server", type=click.Choice(list(servers.SERVERS)), default="granian", show_default=True)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: the CPUs of this process]")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
@@ -69,7 +62,11 @@ def serve(server: str, workers: int | None, host: str, port: int, store: str | N
         )
         if sys.stderr.isatty():
             click.echo(f"pythonricing: {where}, {workers} workers of {server}, counting in {shown}", err=True)
-        (_granian if server == "granian" else _uvicorn)(workers, host, port)
+        servers.allow_connections()
+        try:
+            (servers.granian if server == "granian" else servers.uvicorn)(host, port, workers)
+        except ImportError:
+            raise _fail("uvicorn is not installed: pip install uvicorn httptools") from None
 
 
 @main.command()
@@ -219,43 +216,3 @@ def _check_port(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise _fail(f"can't listen on {host}:{port}: {error.strerror or error}") from None
-
-
-def _granian(workers: int, host: str, port: int) -> None:
-    from granian import Granian
-    from granian.constants import Interfaces
-
-    Granian(
-        APP,
-        address=host,
-        port=port,
-        interface=Interfaces.ASGI,
-        workers=workers,
-        websockets=False,
-        backlog=BACKLOG,
-        backpressure=BACKLOG,
-        respawn_failed_workers=True,
-        workers_kill_timeout=KILL_TIMEOUT,
-        log_dictconfig=msgspec.json.decode(LOG_CONFIG.read_bytes()),
-    ).serve()
-
-
-def _uvicorn(workers: int, host: str, port: int) -> None:
-    try:
-        from uvicorn import Config
-        from uvicorn.supervisors import Multiprocess
-    except ImportError:
-        raise _fail("uvicorn is not installed: pip install uvicorn httptools") from None
-
-    config = Config(
-        APP,
-        host=host,
-        port=port,
-        workers=workers,
-        ws="none",
-        backlog=BACKLOG,
-        access_log=False,
-        log_config=None,
-        log_level="info",
-    )
-    Multiprocess(config, sockets=[config.bind_socket()]).run()

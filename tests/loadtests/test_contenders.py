@@ -48,12 +48,6 @@ def test_settings_of_the_caller_do_not_reach_a_contender(monkeypatch):
     assert "PYTHONRICING_HALT_CACHE" not in Contender.parse("granian+redis").environment("memory://", 5, "token")
 
 
-def test_both_servers_get_the_same_backlog():
-    for name in ("granian+redis", "uvicorn+redis"):
-        command = Contender.parse(name).command(1)
-        assert command[command.index("--backlog") + 1] == "2048"
-
-
 @pytest.mark.parametrize("name", ["granian+redis", "uvicorn+unix", "granian+memory", "fastapi+uvicorn"])
 def test_a_contender_counts_exactly_and_leaves_nothing_behind(name):
     contender = Contender.parse(name)
