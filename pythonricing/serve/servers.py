@@ -95,6 +95,9 @@ def uvicorn(host: str, port: int, workers: int) -> None:
     from uvicorn import Config
     from uvicorn.supervisors import Multiprocess
 
+    from pythonricing.serve.protocol import Protocol
+
     options: dict[str, object] = {name.replace("-", "_"): value for name, value in UVICORN.items()}
+    options["http"] = Protocol
     config = Config(APP, host=host, port=port, workers=workers, log_config=None, log_level="info", **options)  # type: ignore[arg-type]
     Multiprocess(config, sockets=[config.bind_socket()]).run()

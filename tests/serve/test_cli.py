@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
 from loadtests.rig.clients import hammer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from loadtests.rig.postgres import PostgresServer
     from loadtests.rig.redis import RedisServer
 
 
@@ -122,6 +124,21 @@ def test_a_store_that_is_away_is_one_line(tmp_path: Path) -> None:
     line = fails(tmp_path, "serve", store=f"redis://127.0.0.1:{free_port()}", store_timeout=0.2)
     assert line.startswith("pythonricing: store redis://127.0.0.1:")
     assert "Connect call failed" in line or "refused" in line
+
+
+def test_a_command_that_postgresql_does_not_answer_is_one_line(empty_postgres: PostgresServer, tmp_path: Path) -> None:
+    assert run("reset", home=tmp_path, store=empty_postgres.url)[0] == 0
+
+    async def ask() -> str:
+        connection = await asyncpg.connect(empty_postgres.url)
+        try:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE pythonricing.counter IN ACCESS EXCLUSIVE MODE")
+                return await asyncio.to_thread(fails, tmp_path, "status", store=empty_postgres.url, store_timeout=0.5)
+        finally:
+            await connection.close()
+
+    assert "can't be used" in asyncio.run(ask())
 
 
 def test_a_wrong_password_is_one_line_without_the_password(

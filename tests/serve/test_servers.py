@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from loadtests.rig.redis import RedisServer
 
 CLIS = {"granian": granian_cli, "uvicorn": uvicorn_cli}
+#: Of a request that is complete with an empty line.
+HEAD = b"GET /livez HTTP/1.1\r\nHost: a\r\n"
 #: What a place may choose for itself.
 FREE = ("host", "port", "workers", "log_config")
 
@@ -105,8 +107,12 @@ def test_idle_connections_are_served_and_keep_nobody_out(
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n"], ids=["nothing", "half a head"])
-@pytest.mark.parametrize("command", ["granian", "serve"])
+@pytest.mark.parametrize(
+    "said",
+    [b"", HEAD, HEAD + b"\r\n", HEAD + b"\r\n" + HEAD],
+    ids=["nothing", "half a head", "one request", "a request and half a head"],
+)
+@pytest.mark.parametrize("command", ["granian", "serve", "serve-uvicorn"])
 def test_connections_that_say_nothing_are_closed_and_keep_nobody_out(
     command: str, said: bytes, empty_valkey: RedisServer, service: Callable[..., Service]
 ) -> None:
