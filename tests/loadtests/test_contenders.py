@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from loadtests.audit import CLIENTS, Audit, audit
-from loadtests.contenders import SERVERS, Contender, ContenderError, Running, Unavailable
+from loadtests.contenders import Contender, ContenderError, Running, Unavailable
 from loadtests.rig import redis
 from loadtests.rig.processes import spawn, stop
 from loadtests.rig.waiting import port_is_taken, wait_until
@@ -52,12 +52,6 @@ def test_words_in_brackets_are_options_of_the_server_and_settings():
 def test_settings_of_the_caller_do_not_reach_a_contender(monkeypatch):
     monkeypatch.setenv("PYTHONRICING_HALT_CACHE", "9")
     assert "PYTHONRICING_HALT_CACHE" not in Contender.parse("granian+redis").environment("memory://", 5, "token")
-
-
-def test_every_server_gets_the_same_backlog():
-    for name in SERVERS:
-        command = Contender.parse(f"{name}+redis").command(1)
-        assert command[command.index("--backlog") + 1] == "2048"
 
 
 @pytest.mark.parametrize(
