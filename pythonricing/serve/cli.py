@@ -160,6 +160,8 @@ def _with_store(settings: Settings, act: Callable[[Store], Awaitable[T]], name: 
     """Do one thing with the store, or with the counter `name`; what goes wrong is one line and exit status 2."""
 
     async def run() -> T:
+        # A connection that is given up leaves futures behind whose errors interest nobody.
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         store = create_store(settings.store, settings.store_timeout, settings.store_replicas, settings.on_loss)
         await store.open()
         try:
