@@ -28,7 +28,7 @@ from loadtests.publish import PublishError, publish
 from loadtests.rig.clients import History
 from loadtests.rig.cluster import ClusterServers
 from loadtests.rig.judge import judge, numbers_of_workers, tail
-from loadtests.rig.load import TOKEN, Load
+from loadtests.rig.load import TOKEN, Load, put_counters
 from loadtests.rig.proxy import Proxy
 from loadtests.rig.redis import redis_programs
 from loadtests.rig.sentinels import SentinelServers
