@@ -40,7 +40,7 @@ QUICK_BUDGET = 85.0
 INTERRUPTED = 130
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # the oldest click that serves has no type arguments
     """Whole numbers with commas between them; the first is the base."""
 
     name = "N,N,…"
@@ -57,7 +57,7 @@ class Numbers(click.ParamType):
         return numbers
 
 
-class Spelled(click.ParamType):
+class Spelled(click.ParamType):  # type: ignore[type-arg]
     """A contender: `granian+redis`."""
 
     name = "CONTENDER"

@@ -109,7 +109,7 @@ class Analysis:
     def saturated(self, case: Case) -> bool:
         """Whether in most rounds the load generator had no core left to ask faster."""
         runs = self.cases[case]
-        return sum(run["generator_saturated"] for run in runs) * 2 > len(runs)
+        return 2 * sum(bool(run["generator_saturated"]) for run in runs) > len(runs)
 
     def distribution(self, case: Case) -> list[tuple[float, float]]:
         """Percentage and milliseconds, each the median of the rounds."""

@@ -22,6 +22,7 @@ from loadtests.rig.processes import Unavailable, spawn, stop
 from loadtests.rig.waiting import free_port, port_is_taken
 from loadtests.stores import Postgres, Valkey
 from loadtests.usage import Usage
+from pythonricing.serve import servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,20 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: A limit that no measurement reaches: every claim is admitted.
 UNLIMITED = 2**53 - 1
 
-#: Connections waiting to be accepted, and in Granian those being served: the same for every server, and more than any
-#: measurement opens. Granian's own default divides its backlog by the workers.
-BACKLOG = 2048
-
-#: Each server's command line, as anybody would type it after `python -m`.
-SERVERS = {
-    "granian": (
-        "granian --interface asgi --host 127.0.0.1 --port {port} --workers {workers} "
-        "--backlog {backlog} --backpressure {backlog} {options} {app}"
-    ),
-    "uvicorn": (
-        "uvicorn --host 127.0.0.1 --port {port} --workers {workers} --backlog {backlog} --no-access-log {options} {app}"
-    ),
-}
+#: The servers that serve/servers.py starts: a new one is an entry there.
+SERVERS = tuple(servers.SERVERS)
 
 #: How each store is started in a folder; None where the workers keep it in their memory.
 STORES: dict[str, Callable[[Path], Valkey | Postgres] | None] = {
@@ -151,13 +140,11 @@ class Contender:
         return replace(self, workers=workers)
 
     def command(self, port: int) -> list[str]:
-        """The server's command line."""
-        options = " ".join(word for word in self.options if not word.startswith("PYTHONRICING_"))
+        """The server's command line, as anybody would type it after `python -m`."""
         target = APPS[self.app].target
-        line = SERVERS[self.server].format(
-            port=port, workers=self.workers, backlog=BACKLOG, options=options, app=target
-        )
-        return line.split()
+        words = [word for word in self.options if not word.startswith("PYTHONRICING_")]
+        line = servers.command(self.server, target, host="127.0.0.1", port=port, workers=self.workers)
+        return [self.server, *line[:-1], *words, target]
 
     def environment(self, store_url: str, limit: int, token: str) -> dict[str, str]:
         """What the application is told; settings of the caller's own PYTHONRICING_* variables are left out."""

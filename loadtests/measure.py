@@ -255,8 +255,11 @@ class Lab:
                     self.results.skipped.append(f"what was left from round {number} on: the time was up")
                     return
                 self._step(f"round {number}: {case.tool} on {case.contender}, {case.connections} connections")
-                if case.contender in self.up:
+                if self.is_up(case.contender):
                     self.measure_case(case, number)
+
+    def is_up(self, contender: str) -> bool:
+        return contender in self.up
 
     def measure_case(self, case: Case, number: int) -> None:
         running = self.up[case.contender]

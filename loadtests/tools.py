@@ -253,7 +253,7 @@ def _wait(process: subprocess.Popen[bytes], patience: float) -> tuple[int, float
             process.returncode = os.waitstatus_to_exitcode(status)
             return process.returncode, usage.ru_utime + usage.ru_stime, seconds
         if seconds > patience:
-            raise ToolError(f"{Path(process.args[0]).name} did not end within {patience:.0f} s")  # type: ignore[index]
+            raise ToolError(f"{Path(str(process.args[0])).name} did not end within {patience:.0f} s")  # type: ignore[index]
         time.sleep(0.01)
 
 

@@ -25,7 +25,7 @@ def cpu_seconds(process: psutil.Process) -> float:
         except OSError:
             raise psutil.NoSuchProcess(process.pid) from None
     times = process.cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)
 
 
 def context_switches(process: psutil.Process) -> int:
@@ -93,4 +93,5 @@ class Usage:
 def machine_busy_seconds() -> float:
     """Seconds of CPU that everything on this machine has used since it started."""
     times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+    busy: float = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+    return busy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadtests.rig.clients import History, hammer
 from loadtests.rig.waiting import PATIENCE, wait_until
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COUNTERS = ("default", "seats", "tickets")
 #: The admin token of services under load.
 TOKEN = "let-me"
-ADMIN = {"authorization": f"Bearer {TOKEN}"}
+ADMIN: dict[str, Any] = {"authorization": f"Bearer {TOKEN}"}
 
 
 def put_counters(service: Service, limit: int, counters: Collection[str] = COUNTERS) -> None:

@@ -75,11 +75,13 @@ class Machines:
     def environment(self) -> dict[str, str]:
         return {"PATH": f"{self._programs}:{os.environ['PATH']}"}
 
-    def run(self, *command: str, pid: int | None = None, check: bool = True, **environment: str) -> str:
+    def run(
+        self, *command: str, pid: int | None = None, check: bool = True, environment: dict[str, str] | None = None
+    ) -> str:
         """Run a command on the bridge, or where process `pid` runs, and return what it writes."""
         done = subprocess.run(
             [*self.inside(pid), *command],
-            env=self.environment | environment,
+            env=self.environment | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -179,7 +181,7 @@ class Pod:
     def run(self, *command: str) -> str:
         """Run a command in the pod. Raises AssertionError if it fails."""
         assert self._process is not None
-        return self.machines.run(*command, pid=self._process.pid, **self._environment())
+        return self.machines.run(*command, pid=self._process.pid, environment=self._environment())
 
     def ask(self, *command: str) -> list[str]:
         """The lines of the reply to a command; none if nobody answers."""

@@ -65,13 +65,15 @@ def identity(manifest: Manifest) -> tuple[str, str, str]:
 
 
 def pod_spec(manifest: Manifest) -> Manifest | None:
-    if manifest["kind"] == "Pod":
-        return manifest["spec"]
-    return manifest["spec"]["template"]["spec"] if manifest["kind"] in ("Deployment", "StatefulSet", "Job") else None
+    spec: Manifest = manifest.get("spec", {})
+    if manifest["kind"] in ("Deployment", "StatefulSet", "Job"):
+        spec = spec["template"]["spec"]
+    return spec if manifest["kind"] in ("Deployment", "StatefulSet", "Job", "Pod") else None
 
 
 def containers(manifest: Manifest) -> list[Manifest]:
-    return (pod_spec(manifest) or {}).get("containers", [])
+    found: list[Manifest] = (pod_spec(manifest) or {}).get("containers", [])
+    return found
 
 
 def by_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,7 +266,7 @@ def is_whole(nodes: list[Pod]) -> bool:
 def count_in(nodes: list[Pod], value: str) -> None:
     """Set a key of each shard, on its replica too."""
     for key in ("a", "b", "c"):
-        wait_until(lambda key=key: set_on_replica(nodes[0], key, value), "the replica to confirm")
+        wait_until(partial(set_on_replica, nodes[0], key, value), "the replica to confirm")
 
 
 def number_in(nodes: list[Pod]) -> list[str]:

@@ -97,7 +97,7 @@ def test_a_master_that_comes_back_during_its_failover_is_not_taken_for_the_maste
         wait_until(lambda: described() == {(old.port, True), (new.port, True)}, "the leader to see the old master")
 
         async def discover(ports: list[int]) -> int:
-            sentinels = Sentinels([("127.0.0.1", port) for port in ports])
+            sentinels = Sentinels([("127.0.0.1", port) for port in ports])  # type: ignore[no-untyped-call]
             try:
                 return (await sentinels.discover_master("service"))[1]
             finally:

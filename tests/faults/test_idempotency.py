@@ -35,6 +35,22 @@ async def together(port: int, paths: list[str], key: str) -> list[tuple[int, Any
             client.close()
 
 
+def answer_to(service: Service, path: str, key: str) -> tuple[int, Any]:
+    """The answer to a claim with this key, once the service is able to give it."""
+
+    def answer() -> tuple[int, Any] | None:
+        status, body = service.get(path, "POST", idempotency_key=key)
+        return (status, body) if status not in (0, 503) else None
+
+    found: tuple[int, Any] = wait_until(answer, "an answer")
+    return found
+
+
+def wait_for_a_503(load: Load) -> None:
+    before = load.history.statuses().get(503, 0)
+    wait_until(lambda: load.history.statuses().get(503, 0) > before, "a claim to be given up")
+
+
 def test_concurrent_requests_with_one_key_are_one_claim(victim: Victim, service: Callable[..., Service]) -> None:
     running = service(victim.url, "/readyz")
     put_counters(running, 100)
@@ -101,11 +117,7 @@ def test_a_key_given_during_an_outage_is_one_claim_after_it(
         assert [status for status, _ in asyncio.run(together(running.port, paths, "k"))] == [503] * len(paths)
     proxy.set("pass")
     for path in paths:
-        answer = wait_until(
-            lambda path=path: (answer := running.get(path, "POST", idempotency_key="k"))[0] == 200 and answer,
-            "the answer",
-        )
-        assert answer == (200, {"request_count": 1, "limit": 100})
+        assert answer_to(running, path, "k") == (200, {"request_count": 1, "limit": 100})
     assert [count_of(running, name) for name in COUNTERS] == [1] * len(COUNTERS)
 
 
@@ -118,11 +130,7 @@ def test_a_key_outlives_the_worker_that_used_it_and_the_store(victim: Victim, se
     victim.kill()
     victim.start()
     for path, key in keys:
-        again = wait_until(
-            lambda path=path, key=key: (answer := running.get(path, "POST", idempotency_key=key))[0] and answer,
-            "an answer",
-        )
-        assert again == first[path, key]
+        assert answer_to(running, path, key) == first[path, key]
     assert [count_of(running, name) for name in COUNTERS] == [10] * len(COUNTERS)
 
 
@@ -136,8 +144,7 @@ def test_keys_make_every_claim_count_once_through_a_store_that_is_paused_too_lon
     for _ in range(2):
         load.wait_for(500)
         victim.pause()
-        seen = load.history.statuses().get(503, 0)
-        wait_until(lambda seen=seen: load.history.statuses().get(503, 0) > seen, "a claim to be given up")
+        wait_for_a_503(load)
         victim.resume()
     history = load.join()
     assert history.admitted() == dict.fromkeys(COUNTERS, limit)
