@@ -16,7 +16,7 @@ import pytest
 from loadtests.rig.clients import hammer
 from loadtests.rig.service import Service, environment
 from loadtests.rig.waiting import wait_until
-from pythonricing.telemetry.logs import ATOMIC_WRITE, MAX_BUFFERED, Writer
+from pythonricing.telemetry.writer import ATOMIC_WRITE, MAX_BUFFERED, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,8 +62,9 @@ logger.remove(); logger.add(sys.stdout, serialize=True); logger.bind(a=1).warnin
 def test_the_fast_line_of_a_claim_has_the_same_shape() -> None:
     code = """
 import asyncio
+from pythonricing.telemetry.claim_log import ClaimLog
 async def main():
-    journal = logs.ClaimLog(writer, requests=True)
+    journal = ClaimLog(writer, requests=True)
     journal.settled('tickets', 100, [(3, 1), (5, 2), (6, 1)], 0)
     journal.close()
 asyncio.run(main())

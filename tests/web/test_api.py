@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests.rig.service import Service
-from pythonricing.web.api import Claim
+from pythonricing.web.claim import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -322,7 +322,7 @@ def test_what_nobody_expected_is_a_500() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    scope = {"type": "http", "method": "GET", "path": "/", "path_params": {}, "query_string": b"", "headers": []}
     asyncio.run(Claim(Broken())(scope, None, send))  # type: ignore[arg-type]
     assert sent[0]["status"] == 500
     assert json.loads(sent[1]["body"])["title"] == "Internal server error"

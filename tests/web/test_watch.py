@@ -19,8 +19,8 @@ import pytest
 from loadtests.rig.clients import hammer
 from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.serve.terminal import Screen
-from pythonricing.web import watch
-from pythonricing.web.watch import Event, Shown
+from pythonricing.telemetry.events import TICK_SECONDS, Event, Shown
+from pythonricing.web.watch import MAX_WATCHERS
 from tests.serve.test_cli import PROGRAM
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def test_watching_counts_nothing_and_reads_once_a_second_however_many_watch(
         after = reads()
         assert began is not None
         assert ended is not None
-        assert after - before <= (ended["time"] - began["time"]) / 1000 / watch.TICK_SECONDS + 2
+        assert after - before <= (ended["time"] - began["time"]) / 1000 / TICK_SECONDS + 2
         assert shown(ended)["count"] == 0
     quiet = reads()
     wait_until(lambda: reads() == reads() and reads() <= quiet + 2, "nobody to read any more")
@@ -153,7 +153,7 @@ def test_whoever_left_is_forgotten(server: str, empty_valkey: RedisServer, servi
             client.sendall(b"GET /watch/events HTTP/1.1\r\nHost: x\r\n\r\n")
             return client.recv(12) == b"HTTP/1.1 503"
 
-    with watching(running, streams=watch.MAX_WATCHERS) as streams:
+    with watching(running, streams=MAX_WATCHERS) as streams:
         assert streams[-1].event()
         assert turned_away()
         assert running.get("/")[0] == 200
