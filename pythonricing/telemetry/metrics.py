@@ -73,7 +73,9 @@ class Metrics(Journal):
             "store_round_trip_seconds", "Time from sending a batch to its answer.", buckets=SECONDS, **named
         )
         self._reconnects = Counter("store_reconnects", "Connections to the store made again.", **named)
-        self._dropped = Counter("log_lines_dropped", "Log lines dropped because their reader was too slow.", **named)
+        self._dropped = Counter(
+            "log_lines_dropped", "Log lines dropped: their reader was too slow, or they could not be written.", **named
+        )
         self._store_connected = Gauge(
             "store_connected",
             "Workers connected to a server of the store.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 ATOMIC_WRITE = 4096
 #: Bytes of log that wait for a slow reader; what comes on top is dropped and counted.
 MAX_BUFFERED = 1 << 20
+#: Seconds after which a write that failed is tried again.
+RETRY_SECONDS = 0.5
 #: Seconds that the last lines get when the process ends.
 FLUSH_SECONDS = 1.0
 
@@ -25,18 +28,22 @@ class Writer:
     """Writes lines to a file descriptor and never waits for its reader.
 
     What the kernel takes at once is written at once (a thread for every line would cost four times as much, most of it
-    spent on passing the interpreter's lock to and fro). The rest waits, within bounds, for a thread of its own.
+    spent on passing the interpreter's lock to and fro). The rest waits, within bounds, for a thread of its own, which
+    tries again whatever goes wrong (a full disk, a file at its limit) unless nobody reads any more.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._write_now = _immediate(fd)
         self._waiting: list[bytes] = []
+        self._taken: list[bytes] = []
         self._size = 0
         self._lock = threading.Lock()
         self._filled = threading.Event()
+        self._closing = threading.Event()
         self._idle = True
-        self._closing = False
+        self._ended = False
+        self._error: OSError | None = None
         #: Lines dropped since the process began.
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -52,13 +59,16 @@ class Writer:
                         written = self._write_now(chunks[0])
                         chunks[:1] = [rest] if (rest := chunks[0][written:]) else []
                     return
-                except BlockingIOError:
-                    pass
-                except OSError:  # not possible with this kind of descriptor, or nobody reads: the thread finds out
-                    self._write_now = None
+                except OSError as error:  # the thread finds out what becomes of it
+                    if error.errno in (
+                        errno.EINVAL,
+                        errno.ESPIPE,
+                        errno.EOPNOTSUPP,
+                    ):  # not with this kind of descriptor
+                        self._write_now = None
             size = sum(map(len, chunks))
-            if self._size + size > MAX_BUFFERED:
-                self.dropped += sum(chunk.count(b"\n") for chunk in chunks)
+            if self._ended or self._size + size > MAX_BUFFERED:
+                self.dropped += _lines(chunks)
                 return
             self._idle = False
             self._waiting += chunks
@@ -67,7 +77,7 @@ class Writer:
 
     def close(self) -> None:
         """Write what is queued, for at most FLUSH_SECONDS."""
-        self._closing = True
+        self._closing.set()
         self._filled.set()
         self._thread.join(FLUSH_SECONDS)
 
@@ -77,29 +87,49 @@ class Writer:
             self._filled.wait()
             self._filled.clear()
             try:
-                while chunks := self._take():
-                    for chunk in chunks:
-                        self._put(chunk)
+                while self._take():
+                    while self._taken:
+                        self._put(self._taken[0])
+                        del self._taken[0]
             except OSError:
-                return  # nobody will ever read again
+                self._end()
+                return
             if self.dropped > reported:
                 dropped, reported = self.dropped - reported, self.dropped
-                logger.bind(dropped=dropped).warning("log lines dropped: the reader was too slow")
-            if self._closing and self._idle:
+                why = "the reader was too slow" if self._error is None else f"they could not be written: {self._error}"
+                self._error = None
+                logger.bind(dropped=dropped).warning("log lines dropped: {}", why)
+            if self._closing.is_set() and self._idle:
                 return
 
-    def _take(self) -> list[bytes]:
+    def _take(self) -> bool:
         with self._lock:
-            chunks, self._waiting, self._size = self._waiting, [], 0
-            self._idle = not chunks
-            return chunks
+            self._taken, self._waiting, self._size = self._waiting, [], 0
+            self._idle = not self._taken
+            return not self._idle
 
     def _put(self, chunk: bytes) -> None:
+        """Write a chunk, however long it takes. Raises OSError if nobody reads, or if it fails at the end."""
         while chunk:
+            last = self._closing.is_set()
             try:
                 chunk = chunk[os.write(self._fd, chunk) :]
             except BlockingIOError:  # somebody made stdout non-blocking
                 select.select([], [self._fd], [])
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                if last:
+                    raise
+                self._error = error
+                self._closing.wait(RETRY_SECONDS)
+
+    def _end(self) -> None:
+        """Count what nobody will read."""
+        with self._lock:
+            self._ended = True
+            self.dropped += _lines(self._taken) + _lines(self._waiting)
+            self._taken, self._waiting, self._size = [], [], 0
 
 
 def _immediate(fd: int) -> Callable[[bytes], int] | None:
@@ -123,3 +153,7 @@ def _chunks(lines: Sequence[bytes]) -> list[bytes]:
         size += len(line)
     chunks.append(b"".join(lines[start:]))
     return chunks
+
+
+def _lines(chunks: Sequence[bytes]) -> int:
+    return sum(chunk.count(b"\n") for chunk in chunks)

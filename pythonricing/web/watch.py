@@ -82,6 +82,6 @@ class EventStream(StreamingResponse):
     async def _events(self) -> AsyncIterator[bytes]:
         event = self._feed.next
         yield RETRY
-        while told := await asyncio.shield(event):
+        while told := await asyncio.shield(event):  # it is everybody's: whoever leaves must not cancel it
             event = self._feed.next
             yield b"data: " + told + b"\n\n"

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtests.rig.clients import hammer
-from loadtests.rig.service import Service, environment
-from loadtests.rig.waiting import wait_until
-from pythonricing.telemetry.writer import ATOMIC_WRITE, MAX_BUFFERED, Writer
+from pythonricing.telemetry.writer import ATOMIC_WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from loadtests.rig.redis import RedisServer
+    from loadtests.rig.service import Service
 
 RECORD = {
     *("elapsed", "exception", "extra", "file", "function", "level", "line", "message", "module", "name"),
@@ -119,47 +113,6 @@ print_ = len
     assert "[…]" in json.loads(line)["record"]["message"]
 
 
-def test_lines_of_several_processes_never_interleave(tmp_path: Path) -> None:
-    script = """
-import sys
-from loguru import logger
-from pythonricing.telemetry import logs
-logs.configure('INFO')
-for number in range(2000):
-    logger.info('{} {}', sys.argv[1] * (number % 700), number)
-"""
-    reader, writer = os.pipe()
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script, name], stdout=writer, env=environment({})) for name in "abcd"
-    ]
-    os.close(writer)
-    with os.fdopen(reader) as lines:
-        messages = [json.loads(line)["record"]["message"] for line in lines]
-    assert [process.wait() for process in processes] == [0] * 4
-    ours = [message for message in messages if "dropped" not in message]
-    assert len(ours) > 1000
-    assert all(len(set(message.split(" ")[0])) <= 1 for message in ours)
-
-
-def test_a_reader_that_stops_reading_blocks_nobody_and_is_told_what_was_dropped() -> None:
-    reader, writing = os.pipe()
-    writer = Writer(writing)
-    line = b"x" * 999 + b"\n"
-    count = 3 * MAX_BUFFERED // len(line)
-    began = time.monotonic()
-    for _ in range(count):
-        writer.write([line])
-    assert time.monotonic() - began < 30
-    assert writer.dropped > 0
-    kept = count - writer.dropped
-    read = 0
-    while read < kept:
-        read += os.read(reader, 1 << 16).count(b"\n")
-    assert read == kept
-    os.close(reader)
-    writer.close()
-
-
 @pytest.mark.parametrize("server", ["serve", "serve-uvicorn", "granian"])
 def test_every_line_of_every_process_is_json(
     server: str, empty_valkey: RedisServer, service: Callable[..., Service]
@@ -201,26 +154,3 @@ def test_the_request_log_can_be_turned_off(
     running.get("/")
     running.terminate()
     assert not [record for record in running.log() if "request_count" in record["extra"]]
-
-
-def test_a_stopped_reader_of_the_service_does_not_stop_it(empty_valkey: RedisServer, tmp_path: Path) -> None:
-    running = Service(tmp_path, empty_valkey.url, workers=1, limit=10**9)
-    os.mkfifo(running.output)
-    reader = os.open(running.output, os.O_RDONLY | os.O_NONBLOCK)
-    running.start()
-    try:
-        for _ in range(20):  # far more lines than a pipe and the buffer hold
-            history = asyncio.run(hammer(running.port, 16, [1] * 500))
-            assert history.statuses() == {200: 500}
-    finally:
-        os.set_blocking(reader, True)
-        assert running.process is not None
-        running.process.terminate()
-        with os.fdopen(reader) as lines:
-            records = [json.loads(line)["record"] for line in lines]
-        running.process.wait(60)
-    claims = [record for record in records if "request_count" in record["extra"]]
-    dropped = sum(record["extra"].get("dropped", 0) for record in records)
-    assert dropped > 0
-    assert 0 <= len(claims) + dropped - 10_000 < 50  # other lines may have been dropped too
-    wait_until(lambda: running.process is not None and running.process.poll() is not None, "the service to end")
