@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ATOMIC_WRITE = 4096
 #: Bytes of log that wait for a slow reader; what comes on top is dropped and counted.
 MAX_BUFFERED = 1 << 20
+#: What the kernel says of a way to write that this kind of descriptor doesn't have.
+NOT_POSSIBLE = (errno.EINVAL, errno.ESPIPE, errno.EOPNOTSUPP)
 #: Seconds after which a write that failed is tried again.
 RETRY_SECONDS = 0.5
 #: Seconds that the last lines get when the process ends.
@@ -60,11 +62,7 @@ class Writer:
                         chunks[:1] = [rest] if (rest := chunks[0][written:]) else []
                     return
                 except OSError as error:  # the thread finds out what becomes of it
-                    if error.errno in (
-                        errno.EINVAL,
-                        errno.ESPIPE,
-                        errno.EOPNOTSUPP,
-                    ):  # not with this kind of descriptor
+                    if error.errno in NOT_POSSIBLE:
                         self._write_now = None
             size = sum(map(len, chunks))
             if self._ended or self._size + size > MAX_BUFFERED:
