@@ -10,6 +10,7 @@ from starlette.routing import Route, request_response
 from pythonricing.counting.counters import DEFAULT
 from pythonricing.web.claim import Claim
 from pythonricing.web.problems import HANDLERS
+from pythonricing.web.receive import check_query
 from pythonricing.web.routes import OPERATIONS
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class ByMethod:
         self._methods = methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        check_query(scope["query_string"])
         method = scope["method"]
         endpoint = self._methods.get(method) or self._methods["GET"]
         await endpoint(scope, receive, send)

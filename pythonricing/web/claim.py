@@ -13,7 +13,7 @@ from pythonricing.counting.counters import DEFAULT
 from pythonricing.counting.model import NoSuchCounter
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web import problems
-from pythonricing.web.receive import NAME, gone, read_body
+from pythonricing.web.receive import NAME, check_query, gone, read_body
 from pythonricing.web.responses import encode
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Claim:
 
 def _size(query: bytes) -> int:
     """The `n` of a claim's query string."""
+    check_query(query)
     values = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("n", ["1"])
     if len(values) != 1 or not SIZE.fullmatch(values[0]) or not 1 <= int(values[0]) <= MAX_COUNT:
         raise problems.unprocessable(f"n must be one whole number from 1 to {MAX_COUNT}")

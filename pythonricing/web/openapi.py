@@ -12,7 +12,7 @@ from pythonricing.web.claim import KEY, Claim, Claimed
 from pythonricing.web.counters import CounterChange, CounterView
 from pythonricing.web.probes import Health
 from pythonricing.web.problems import MEDIA_TYPE, Halted, ProblemDetails
-from pythonricing.web.receive import MAX_BODY, NAME
+from pythonricing.web.receive import MAX_BODY, MAX_QUERY, NAME
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -55,6 +55,7 @@ ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
     "403": (403, "No admin token is configured: nothing can be changed over HTTP", ProblemDetails),
     "404": (404, "There is no such counter", ProblemDetails),
     "413": (413, f"The body has more than {MAX_BODY} bytes", ProblemDetails),
+    "414": (414, f"The query string has more than {MAX_QUERY} bytes", ProblemDetails),
     "422": (422, "A value that is not allowed", ProblemDetails),
     "429": (429, "Refused: the counter is halted for this claim", Halted),
     "500": (500, "A bug, which has been logged", ProblemDetails),
@@ -117,7 +118,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "responses": {
             str(ANSWERS[answer][0]): {"$ref": f"#/components/responses/{answer}"}
-            for answer in sorted((*operation.answers, "500"), key=lambda answer: ANSWERS[answer][0])
+            for answer in sorted((*operation.answers, "414", "500"), key=lambda answer: ANSWERS[answer][0])
         },
     }
     if operation.endpoint is Claim:

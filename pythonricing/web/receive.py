@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a request's body, at most.
 MAX_BODY = 4096
+#: Bytes of a query string, at most: parsing one of 60 KiB takes 43 ms, in which nobody else is answered.
+MAX_QUERY = 1024
 #: What a counter may be called.
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -33,6 +35,12 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
             raise too_large
         more = message.get("more_body", False)
     return received
+
+
+def check_query(query: bytes) -> None:
+    """Raises Problem 414 for a query string over MAX_QUERY bytes."""
+    if len(query) > MAX_QUERY:
+        raise Problem(414, "URI too long", f"a query string has at most {MAX_QUERY} bytes")
 
 
 async def gone(receive: Receive) -> None:

@@ -163,6 +163,21 @@ def test_an_unknown_counter_is_404(api: Service, method: str, missing: str) -> N
     assert (status, problem["type"]) == (404, "urn:pythonricing:no-such-counter")
 
 
+@pytest.mark.parametrize("path", ["/", "/counters/{name}", "/livez", "/watch", "/openapi.json"])
+def test_a_query_over_1_kib_is_414_and_counts_nothing(api: Service, name: str, path: str) -> None:
+    path = path.format(name=name)
+    before = count(api)
+    for method in ("GET", "POST", "PUT", "DELETE") if name in path else ("GET",):
+        status, headers, body = raw(api, method, f"{path}?n=2&{'x' * 1021}", f"Authorization: Bearer {TOKEN}")
+        assert (status, headers["content-type"]) == (414, "application/problem+json")
+        assert json.loads(body)["title"] == "URI too long"
+    assert (count(api), count(api, name)) == (before, 0)
+
+
+def test_a_query_of_1_kib_is_read(api: Service, name: str) -> None:
+    assert api.get(f"/counters/{name}?n=2&{'x' * 1020}", "POST") == (200, {"request_count": 2, "limit": 10})
+
+
 def test_put_creates_and_changes_the_limit(api: Service, name: str) -> None:
     api.get(f"/counters/{name}?n=3", "POST")
     status, view = api.get(f"/counters/{name}", "PUT", b'{"limit": 2}', **ADMIN)
