@@ -50,11 +50,11 @@ class Stamp(NamedTuple):
 def encode(record: Record) -> bytes:
     """Encode one of Loguru's records; what is too long for an atomic write loses the middle of its longest text."""
     exception = None
-    if (raised := record["exception"]) is not None:
+    if (thrown := record["exception"]) is not None:
         exception = {
-            "type": raised.type.__name__ if raised.type else "",
-            "value": str(raised.value),
-            "traceback": "".join(traceback.format_exception(*raised)),
+            "type": thrown.type.__name__ if thrown.type else "",
+            "value": str(thrown.value),
+            "traceback": "".join(traceback.format_exception(*thrown)),
         }
     message, extra = record["message"], record["extra"]
     room = ATOMIC_WRITE

@@ -89,8 +89,8 @@ def host() -> None:
             _remove(folder)
         else:
             folder = _folder(os.getpid())
-            for left in _base().glob(f"{PREFIX}*"):
-                _remove(left)
+            for stale in _base().glob(f"{PREFIX}*"):
+                _remove(stale)
         _hosted = Slot(folder, numbered=False)
         os.environ[VARIABLE] = str(_hosted.folder)
         atexit.register(_hosted.leave)

