@@ -17,14 +17,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pythonricing.web.watch import Event
+from pythonricing.telemetry.events import Event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import RenderableType
 
-    from pythonricing.web.watch import Shown
+    from pythonricing.telemetry.events import Shown
 
 #: Seconds without an event after which the connection is made anew, and between two attempts.
 SILENCE = 5.0

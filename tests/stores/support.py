@@ -8,8 +8,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from loadtests.rig.waiting import PATIENCE, wait_until
-from pythonricing.counting.counters import Answer
-from pythonricing.counting.model import Batch, StoreError, StoreUnavailable
+from pythonricing.counting.model import Answer, Batch, StoreError, StoreUnavailable
 from pythonricing.stores import create_store
 
 if TYPE_CHECKING:
