@@ -52,7 +52,7 @@ end
 local function start(knowing)
   local now = redis.call('TIME')
   epoch = math.max(tonumber(now[1]) * 1000000 + tonumber(now[2]), (epoch or 0) + 1, (tonumber(ARGV[1]) or 0) + 1)
-  count, base, lost, deleted = 0, knowing and ALL or 0, false, false
+  count, base, lost, deleted, raised = 0, knowing and ALL or 0, false, false, false
 end
 
 -- Add what the worker has seen beyond the state; returns whether there was any, which the store has lost then.

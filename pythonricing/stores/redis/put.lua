@@ -25,14 +25,14 @@ end
 local how = ARGV[13]
 local created = 0
 if how == 'restart' then
-  limit = limit or tonumber(ARGV[4])
+  limit = limit or ARGV[6] ~= '1' and tonumber(ARGV[4])
 else
   local gone, marked = recover()
   if gone and (how == 'configure' or not marked) then
     return 'LOST'
   end
 end
-if ARGV[11] == '' and (not limit or deleted and how ~= 'restart') then
+if ARGV[11] == '' and (not limit or deleted) then
   return missing()
 end
 local new_limit, new_most = tonumber(ARGV[11]) or limit, tonumber(ARGV[12]) or most
