@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pythonricing.counting.model import Answer, Counter, How
     from pythonricing.counting.store import Store
 
-#: Claims that a worker holds while they wait for the store.
-MAX_WAITING = 8192
+#: Claims that a worker holds while they wait for the store; those on one counter are at most half of them.
+MAX_WAITING = 16_384
 #: Counters that a worker remembers.
 MAX_LANES = 65_536
 #: Seconds after which a worker asks whether whoever made a claim still waits for it.
@@ -123,6 +123,10 @@ class Counters:
         self._learn(counter)
         return counter
 
+    def known(self) -> set[str]:
+        """The counters that this worker remembers."""
+        return set(self._lanes)
+
     async def browse(self, limit: int) -> list[Counter]:
         """The first `limit` counters by name, as the store has them. Raises StoreUnavailable."""
         async with self._answered():
@@ -165,12 +169,15 @@ class Counters:
             return
         await self.restart(name)
 
-    async def restart(self, name: str) -> Counter:
-        """Let a counter count from 0 again, also after a loss, and keep its limit. Raises as delete does."""
+    async def restart(self, name: str, limit: int | None = None) -> Counter:
+        """Let a counter count from 0 again, also after a loss, and keep its limit, or have this one if it has none.
+
+        Raises as delete does.
+        """
         try:
             counter, _ = await self._change(name, None, None, "restart")
         except NoSuchCounter:
-            limit = self._worker.create_with(name)
+            limit = self._worker.create_with(name) if limit is None else limit
             if limit is None:
                 raise
             counter, _ = await self._change(name, limit, None, "restart")

@@ -83,7 +83,7 @@ class Server(msgspec.Struct, frozen=True):
 class Seen(msgspec.Struct, frozen=True):
     """The newest state of a counter that a worker knows of; `deleted`: that is its deletion.
 
-    Whatever changes a counter makes its `revision` greater, but a claim doesn't. `most`: the largest claim, 0: no bound.
+    Whatever changes a counter but a claim makes its `revision` greater. `most` is the largest claim, 0: no bound.
     """
 
     epoch: int

@@ -15,7 +15,9 @@ import click
 import msgspec
 from loguru import logger
 
-from pythonricing.counting.model import DEFAULT, DEFAULT_LIMIT, NoSuchCounter, StateLost, StoreError, StoreURLError
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.journal import Journal
+from pythonricing.counting.model import DEFAULT, NoSuchCounter, StateLost, StoreError, StoreURLError
 from pythonricing.counting.store import trouble
 from pythonricing.serve.embedded import EmbeddedError, embedded_valkey
 from pythonricing.settings import PREFIX, Settings, SettingsError, without_password
@@ -90,13 +92,9 @@ def reset(name: str, store: str | None) -> None:
     with _store(store, share=True) as settings:
 
         async def start_over(opened: Store) -> str:
-            try:
-                counter, _ = await opened.put(name, None, restart=True)
-            except NoSuchCounter:
-                if name != DEFAULT:
-                    raise
-                limit = DEFAULT_LIMIT if settings.limit is None else settings.limit
-                counter, _ = await opened.put(name, limit, restart=True)
+            counters = Counters(opened, Journal(), timeout=settings.store_timeout)
+            await counters.open()
+            counter = await counters.restart(name, settings.limit if name == DEFAULT else None)
             return f"{counter.name}: {counter.count} of {counter.limit}"
 
         click.echo(_with_store(settings, start_over, name))

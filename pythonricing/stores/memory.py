@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pythonricing.counting.model import (
     KEY_SECONDS,
-    RECEIPT_SECONDS,
     REFUSED_KEY_SECONDS,
     Batch,
     Counter,
@@ -30,6 +29,10 @@ if TYPE_CHECKING:
     from pythonricing.counting.model import How, Server, Word
     from pythonricing.settings import OnLoss
 
+
+#: Operators' words whose replies are remembered.
+MAX_WORDS = 1000
+
 T = TypeVar("T")
 
 
@@ -42,8 +45,8 @@ class MemoryStore:
         #: Counters, lost ones and tombstones too.
         self._states: dict[str, State] = {}
         self._receipts: dict[tuple[str, str], tuple[int, Verdict]] = {}
+        self._words: OrderedDict[tuple[str, str], object] = OrderedDict()
         # Each in order of arrival, so that the expired ones are at the front.
-        self._words: OrderedDict[tuple[str, str], tuple[float, Any]] = OrderedDict()
         self._admitted: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
         self._refused: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
 
@@ -66,7 +69,7 @@ class MemoryStore:
         return None
 
     async def clock(self, name: str) -> int:
-        return _clock()
+        return time.time_ns() // 1000
 
     async def claim(self, batch: Batch) -> Verdict:
         receipt = self._receipts.get((batch.name, batch.worker))
@@ -103,9 +106,9 @@ class MemoryStore:
     async def put(
         self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
     ) -> tuple[Counter, bool]:
-        reply: tuple[Counter, bool] | None = self._heard(name, word)
-        if reply is not None:
-            return reply
+        if (name, word.id) in self._words:
+            return cast("tuple[Counter, bool]", self._words[name, word.id])
+        await self._in_time(name, word)
         state = self._states.get(name)
         raised = None
         if how != "restart":
@@ -114,55 +117,52 @@ class MemoryStore:
             if state is not None and state.lost and (how == "configure" or not marked):
                 raise StateLost(name)
         gone = state is None or state.deleted
-        known = word.seen if state is None and how == "restart" else state
-        if limit is None and (known is None or known.deleted):
-            raise _missing(name, state)
-        new_limit = known.limit if limit is None and known is not None else limit
-        assert new_limit is not None
+        if limit is None:
+            # A counter that is gone starts over with the limit that was seen.
+            last = word.seen if state is None and how == "restart" else state
+            if last is None or last.deleted:
+                raise _missing(name, state)
+            limit = last.limit
         if state is None or state.deleted or how == "restart":
             by_settings = how == "configure" and state is None
             seen_revision = word.seen.revision if word.seen is not None else 0
             revision = 0 if by_settings else max(state.revision if state is not None else 0, seen_revision) + 1
             knowing = how == "restart" or state is not None
             kept = 0 if state is None or state.deleted else state.most
-            self._start(name, word.seen, new_limit, kept if most is None else most, revision, knowing)
+            state = self._start(name, word.seen, limit, kept if most is None else most, revision, knowing)
             raised = None
         else:
             new_most = state.most if most is None else most
-            if state.lost or (new_limit, new_most) != (state.limit, state.most):
+            if state.lost or (limit, new_most) != (state.limit, state.most):
                 if state.lost:
                     state.base, state.lost = max(state.base, state.count), False
-                state.limit, state.most, state.revision = new_limit, new_most, state.revision + 1
-        reply = (_shown(name, self._states[name], raised), gone)
-        return self._say(name, word, reply)
+                state.limit, state.most, state.revision = limit, new_most, state.revision + 1
+        return self._said(name, word, (_shown(name, state, raised), gone))
 
     async def delete(self, name: str, word: Word) -> Seen:
-        reply: Seen | None = self._heard(name, word)
-        if reply is not None:
-            return reply
+        if (name, word.id) in self._words:
+            return cast("Seen", self._words[name, word.id])
+        await self._in_time(name, word)
         state, _ = reconcile(self._states.get(name), word.seen)
         if state is None or (state.deleted and not state.lost):
             raise _missing(name, state)
         self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True)
-        return self._say(name, word, Seen(state.epoch, state.revision + 1, 0, 0, deleted=True))
+        return self._said(name, word, Seen(state.epoch, state.revision + 1, 0, 0, deleted=True))
 
     async def browse(self, limit: int) -> list[Counter]:
         shown = sorted(name for name, state in self._states.items() if state.lost or not state.deleted)
         return [_shown(name, self._states[name]) for name in shown[:limit]]
 
-    def _heard(self, name: str, word: Word) -> Any:
-        """The reply to a word that was executed before; None: it is to be executed."""
-        _expire(self._words)
-        if (name, word.id) in self._words:
-            return self._words[name, word.id][1]
-        if _clock() > word.not_after:
-            raise StoreUnavailable("the word came too late")
-        return None
-
-    def _say(self, name: str, word: Word, reply: T) -> T:
-        """Keep the reply to a word."""
-        self._words[name, word.id] = (time.monotonic() + RECEIPT_SECONDS, reply)
+    def _said(self, name: str, word: Word, reply: T) -> T:
+        """Remember the reply to an operator's word."""
+        if len(self._words) == MAX_WORDS:
+            self._words.popitem(last=False)
+        self._words[name, word.id] = reply
         return reply
+
+    async def _in_time(self, name: str, word: Word) -> None:
+        if await self.clock(name) > word.not_after:
+            raise StoreUnavailable("the word came too late")
 
     def _recover(self, name: str, seen: Seen | None) -> tuple[State | None, int | None]:
         """The state with what a worker has seen beyond it; and the count before a loss raised it, if one did."""
@@ -190,7 +190,7 @@ class MemoryStore:
     def _start(self, name: str, seen: Seen | None, limit: int, most: int, revision: int, knowing: bool) -> State:
         """Begin an epoch at 0."""
         last = max(self._states[name].epoch if name in self._states else 0, seen.epoch if seen is not None else 0)
-        epoch = max(_clock(), last + 1)
+        epoch = max(time.time_ns() // 1000, last + 1)
         state = self._states[name] = State(epoch, revision, 0, limit, most, ALL if knowing else 0)
         return state
 
@@ -199,20 +199,12 @@ class MemoryStore:
         kept[name, epoch, key] = (time.monotonic() + seconds, replay)
 
     def _remembered(self, name: str, epoch: int, key: str) -> Replay | None:
-        _expire(self._admitted)
-        _expire(self._refused)
+        now = time.monotonic()
+        for kept in (self._admitted, self._refused):
+            while kept and next(iter(kept.values()))[0] <= now:
+                kept.popitem(last=False)
         found = self._admitted.get((name, epoch, key)) or self._refused.get((name, epoch, key))
         return None if found is None else found[1]
-
-
-def _clock() -> int:
-    return time.time_ns() // 1000
-
-
-def _expire(kept: OrderedDict[Any, tuple[float, Any]]) -> None:
-    now = time.monotonic()
-    while kept and next(iter(kept.values()))[0] <= now:
-        kept.popitem(last=False)
 
 
 def _missing(name: str, state: State | None) -> NoSuchCounter:

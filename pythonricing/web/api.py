@@ -81,6 +81,7 @@ class Health(msgspec.Struct):
     status: str
     master: str | msgspec.UnsetType = msgspec.UNSET
     unreachable: list[str] | msgspec.UnsetType = msgspec.UNSET
+    lost: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ProblemDetails(msgspec.Struct):
@@ -365,8 +366,9 @@ class Ready(Endpoint):
     async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         if self.stopping:
             raise Problem(503, "Stopping", "this process is stopping", headers=((b"retry-after", b"1"),))
-        unreachable = await self.counters.check()
-        health = Health("ready", self._master() or msgspec.UNSET, msgspec.UNSET if unreachable is None else unreachable)
+        condition = await self.counters.check()
+        unreachable = msgspec.UNSET if condition.unreachable is None else condition.unreachable
+        health = Health("ready", self._master() or msgspec.UNSET, unreachable, condition.lost or msgspec.UNSET)
         await respond(send, 200, _encode(health), JSON, NO_STORE)
 
 

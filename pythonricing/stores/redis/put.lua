@@ -32,7 +32,7 @@ else
     return 'LOST'
   end
 end
-if ARGV[11] == '' and (not limit or deleted) then
+if ARGV[11] == '' and (deleted or not limit) then
   return missing()
 end
 local new_limit, new_most = tonumber(ARGV[11]) or limit, tonumber(ARGV[12]) or most
