@@ -261,7 +261,7 @@ class PostgresStore:
         reply = [word and int(word) for word in row["reply"] or ()]
         match row["outcome"]:
             case "MISSING":
-                raise NoSuchCounter(arguments[0], _deletion(*reply) if reply else None)
+                raise NoSuchCounter(str(arguments[0]), _deletion(*reply) if reply else None)
             case "LOST":
                 raise StateLost(arguments[0])
             case "STALE":

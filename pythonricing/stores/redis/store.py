@@ -341,11 +341,9 @@ class RedisStore:
             raise StoreRejected(str(listed))
         # Without the index's server, those that this worker has used lately.
         names = sorted(self._indexed)[:limit] if listed is None else [name.decode() for name in listed]
+        fields = ("count", "limit", "epoch", "revision", "most", "lost", "deleted")
         replies = await asyncio.gather(
-            *(
-                self._call(name, "HMGET", f"pythonricing:{{{name}}}", "count", "limit", "epoch", "lost", "deleted")
-                for name in names
-            )
+            *(self._call(name, "HMGET", f"pythonricing:{{{name}}}", *fields) for name in names)
         )
         counters = []
         for name, reply in zip(names, replies, strict=True):
@@ -353,11 +351,13 @@ class RedisStore:
                 continue
             if isinstance(reply, hiredis.ReplyError):
                 raise StoreRejected(str(reply))
-            count, stored, epoch, lost, deleted = reply
+            count, stored, epoch, revision, most, lost, deleted = reply
             if count is None or (deleted and not lost):
                 self._forget(name)
             else:
-                counters.append(Counter(name, int(count), int(stored), int(epoch), lost is not None))
+                numbers = (int(count), int(stored), int(epoch))
+                # What an earlier version has written has neither of the last two.
+                counters.append(Counter(name, *numbers, lost is not None, int(revision or 0), int(most or 0)))
         return counters
 
     def _index(self, name: str) -> None:
