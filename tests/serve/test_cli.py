@@ -9,40 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
 from loadtests.rig.clients import hammer
 from loadtests.rig.service import Service, environment
 from loadtests.rig.waiting import free_port, wait_until
+from tests.serve.commands import processes_of, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from loadtests.rig.postgres import PostgresServer
     from loadtests.rig.redis import RedisServer
-
-PROGRAM = str(Path(sys.executable).with_name("pythonricing"))
-
-
-def run(*arguments: str, home: Path, **settings: object) -> tuple[int, str, str]:
-    """Run a command to its end: the exit status, stdout and stderr."""
-    variables = environment(settings) | {"XDG_STATE_HOME": str(home)}
-    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, env=variables, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-def processes_of(text: str) -> list[int]:
-    """The processes whose command line holds `text`."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if text in (folder / "cmdline").read_bytes().decode(errors="replace"):
-                found.append(int(folder.name))
-        except OSError:
-            pass
-    return found
 
 
 @pytest.mark.parametrize("server", ["serve", "serve-uvicorn"])
@@ -144,6 +126,21 @@ def test_a_store_that_is_away_is_one_line(tmp_path: Path) -> None:
     assert "Connect call failed" in line or "refused" in line
 
 
+def test_a_command_that_postgresql_does_not_answer_is_one_line(empty_postgres: PostgresServer, tmp_path: Path) -> None:
+    assert run("reset", home=tmp_path, store=empty_postgres.url)[0] == 0
+
+    async def ask() -> str:
+        connection = await asyncpg.connect(empty_postgres.url)
+        try:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE pythonricing.counter IN ACCESS EXCLUSIVE MODE")
+                return await asyncio.to_thread(fails, tmp_path, "status", store=empty_postgres.url, store_timeout=0.5)
+        finally:
+            await connection.close()
+
+    assert "can't be used" in asyncio.run(ask())
+
+
 def test_a_wrong_password_is_one_line_without_the_password(
     redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:
@@ -173,13 +170,6 @@ def test_a_bad_setting_stops_plain_granian_with_its_log_configuration_too(tmp_pa
     assert running.process is not None
     assert running.process.wait(60) == 2
     assert running.errors.read_text().strip().startswith("PYTHONRICING_LIMIT: 'many' is not")
-
-
-def test_a_second_serve_on_the_embedded_store_is_one_line(tmp_path: Path, service: Callable[..., Service]) -> None:
-    service(None, command="serve", workers=1, wait_for="/readyz")
-    status, _, errors = run("serve", "--port", str(free_port()), home=tmp_path)
-    assert status == 2
-    assert "another pythonricing runs on the embedded store" in errors
 
 
 def test_a_state_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:

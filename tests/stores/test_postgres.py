@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+from click.testing import CliRunner
 
 from loadtests.rig.clients import hammer
 from loadtests.rig.waiting import PATIENCE, free_port, wait_until
@@ -30,10 +33,12 @@ from pythonricing.counting.model import (
     StoreURLError,
 )
 from pythonricing.counting.store import trouble
+from pythonricing.serve.cli import main
 from pythonricing.stores import create_store
 from pythonricing.stores.postgres import store as postgres
 from pythonricing.stores.postgres.store import CONNECTIONS, PostgresStore
 from tests.serve.test_cli import fails, run
+from tests.stores.support import word
 from tests.support import Silence
 
 if TYPE_CHECKING:
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
     from loadtests.rig.postgres import PostgresServer
     from loadtests.rig.service import Service
 
-SEEN = Seen(1_700_000_000_000_000, 4, 10)
+SEEN = Seen(1_700_000_000_000_000, 1, 4, 10)
 
 
 @asynccontextmanager
@@ -92,7 +97,7 @@ def guest(empty_postgres: PostgresServer) -> Iterator[str]:
 def test_sixteen_at_once_install_the_schema_once(empty_postgres: PostgresServer) -> None:
     async def first_use() -> None:
         async with opened(empty_postgres.url) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             assert trouble(store) == ""
 
     async def scenario() -> None:
@@ -154,6 +159,31 @@ def test_installing_it_again_changes_nothing(empty_postgres: PostgresServer) -> 
         thread.join(PATIENCE)
 
     asyncio.run(scenario())
+
+
+def test_a_connection_that_is_given_up_leaves_no_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver forgets a future if an attempt is cancelled after the socket and before the protocol is there."""
+    connect = asyncio.SelectorEventLoop.create_connection
+
+    async def given_up(loop: Any, factory: Callable[[], Any], *where: Any, **options: Any) -> Any:
+        attempt = asyncio.current_task()
+
+        def made() -> Any:
+            loop.call_soon(attempt.cancel)  # type: ignore[union-attr]
+            return factory()
+
+        return await connect(loop, made, *where, **options)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "create_connection", given_up)
+    monkeypatch.setenv("PYTHONRICING_STORE_TIMEOUT", "0.2")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/db"
+        done = CliRunner().invoke(main, ["status", "--store", url])
+    gc.collect()  # a future complains when it goes
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert [record for record in caplog.records if record.name == "asyncio" and record.levelname == "ERROR"] == []
 
 
 def test_without_its_driver_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +303,8 @@ def test_a_deadlock_is_broken_and_the_claim_counted_once(empty_postgres: Postgre
 def test_a_locked_counter_holds_up_no_other_and_its_queue_is_left_in_time(empty_postgres: PostgresServer) -> None:
     async def scenario() -> None:
         async with opened(empty_postgres.url, patience=1.0) as store:
-            await store.put("a", 10)
-            await store.put("b", 10)
+            await store.put("a", word(), 10)
+            await store.put("b", word(), 10)
             other = await asyncpg.connect(empty_postgres.url)
             async with other.transaction():
                 await other.execute("SELECT FROM pythonricing.counter WHERE name = 'a' FOR UPDATE")
@@ -313,7 +343,7 @@ def test_a_client_that_falls_silent_before_the_end_of_its_message_holds_no_lock(
         async with await asyncio.start_server(between, "127.0.0.1", port := free_port()):
             url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
             async with opened(url) as store, opened(empty_postgres.url) as other:
-                await store.put("seats", 10)
+                await store.put("seats", word(), 10)
                 holding.set()
                 claim = asyncio.create_task(store.claim(batch("seats", 1)))
                 await held.wait()
@@ -427,8 +457,8 @@ def test_what_has_expired_counts_no_more_even_before_it_is_removed(empty_postgre
     async def scenario() -> None:
         async with opened(empty_postgres.url) as store:
             await store.claim(batch("seats", 1, keys=["k"]))
-            await store.put("gone", 10)
-            await store.delete("gone")
+            await store.put("gone", word(), 10)
+            await store.delete("gone", word())
             await asyncio.to_thread(empty_postgres.sql, *EXPIRE[:2], "SELECT")
             assert (await store.claim(batch("seats", 1, keys=["k"]))).replays == [None]
             with pytest.raises(NoSuchCounter):
@@ -449,8 +479,8 @@ def test_expired_rows_are_removed_and_no_others(
 
     async def some(store: PostgresStore, number: int) -> None:
         await store.claim(batch(f"seats-{number}", 1, keys=["k"]))
-        await store.put(f"gone-{number}", 10)
-        await store.delete(f"gone-{number}")
+        await store.put(f"gone-{number}", word(), 10)
+        await store.delete(f"gone-{number}", word())
 
     async def scenario() -> None:
         async with opened(empty_postgres.url) as store:

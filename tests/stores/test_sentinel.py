@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from pythonricing.counting.model import (
 )
 from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
+from pythonricing.stores.redis.url import read_sentinel
 from tests.stores.support import (
     assert_once_each,
     batch,
@@ -30,13 +32,15 @@ from tests.stores.support import (
     opened,
     persist,
     until,
+    word,
 )
 from tests.support import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadtests.rig.redis import RedisServer, SentinelServers
+    from loadtests.rig.redis import RedisServer
+    from loadtests.rig.sentinels import SentinelServers
     from loadtests.rig.service import Service
 
 REDIS = "redis-server"
@@ -67,14 +71,15 @@ def test_a_url_that_cant_be_used_is_one_clear_line_without_its_password(url: str
 
 
 def test_a_url_names_sentinels_with_their_usual_port_and_passes_options_on() -> None:
-    store: Any = create_store(
-        "rediss+sentinel://u:p@a,[::1]:7,b:8/svc/3?sentinel_username=v&sentinel_password=q&ssl_cert_reqs=none", 1.0
+    options = read_sentinel(
+        "rediss+sentinel://u:p@a,[::1]:7,b:8/svc/3?sentinel_username=v&sentinel_password=q&ssl_cert_reqs=none"
     )
-    assert store._addresses == [("a", 26379), ("::1", 7), ("b", 8)]
-    options = store._connection_options
-    assert (options["username"], options["password"], options["db"], store._service) == ("u", "p", 3, "svc")
-    own = store._sentinel_options
-    assert (own["username"], own["password"], own["ssl"], own["ssl_cert_reqs"]) == ("v", "q", True, "none")
+    assert options.sentinels == [("a", 26379), ("::1", 7), ("b", 8)]
+    assert (options.service, options.username, options.password) == ("svc", "v", "q")
+    assert (options.data.username, options.data.password, options.data.db) == ("u", "p", 3)
+    assert options.data.tls is not None
+    assert options.data.tls.verify_mode == ssl.CERT_NONE
+    assert options.data.tls_words == {"ssl": True, "ssl_cert_reqs": "none"}
 
 
 def test_users_and_passwords_of_servers_and_sentinels_are_apart(sentinels: Callable[..., SentinelServers]) -> None:
@@ -87,7 +92,7 @@ def test_users_and_passwords_of_servers_and_sentinels_are_apart(sentinels: Calla
 
     async def scenario() -> None:
         async with opened(f"{url}?sentinel_username=watcher&sentinel_password=watch") as store:
-            assert (await store.put("seats", 5))[1]
+            assert (await store.put("seats", word(), 5))[1]
         wrong = create_store(f"{url}?sentinel_username=watcher&sentinel_password=wrong", 1.0)
         await wrong.open()
         await until(lambda: "invalid username-password" in trouble(wrong))
@@ -139,7 +144,7 @@ def test_a_master_that_was_demoted_is_left_at_the_first_claim(sentinels: Callabl
 
     async def scenario() -> None:
         async with opened(servers.url) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             for sentinel in servers.sentinels:
                 sentinel.pause()  # nobody tells, and nobody closes a connection
             new.run("REPLICAOF", "NO", "ONE")
@@ -182,7 +187,7 @@ def test_a_master_that_still_answers_is_left_once_sentinels_name_another(
 
     async def scenario() -> None:
         async with opened(servers.url) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             for sentinel in servers.sentinels:
                 sentinel.run("SENTINEL", "REMOVE", "service")
                 sentinel.run("SENTINEL", "MONITOR", "service", "127.0.0.1", other.port, 2)
@@ -252,17 +257,17 @@ def test_what_too_few_replicas_have_is_unavailable_until_the_receipt_settles_it(
 
     async def scenario() -> None:
         async with opened(servers.url, 2.0, replicas=1) as store:
-            await persist(store, lambda: store.put("seats", 10))
+            await persist(store, lambda: store.put("seats", word(), 10))
             assert (await persist(store, lambda: store.claim(batch("seats", 1, 1)))).before == 0
             replica.pause()
             with pytest.raises(StoreUnavailable, match="0 of 1 replicas have confirmed in time"):
                 await store.claim(batch("seats", 2, 3))
             assert (await store.read("seats")).count == 4  # executed, and nobody was told that it was
             for act in (
-                store.put("seats", 20),
-                store.put("seats", None, restart=True),
-                store.configure("seats", 20),
-                store.delete("seats"),
+                store.put("seats", word(), 20),
+                store.put("seats", word(), None, how="restart"),
+                store.put("seats", word(), 20, how="configure"),
+                store.delete("seats", word()),
             ):
                 with pytest.raises(StoreUnavailable, match="0 of 1"):
                     await act
@@ -292,7 +297,7 @@ def test_a_repeated_key_alone_is_confirmed_too(sentinels: Callable[..., Sentinel
 
     async def scenario() -> None:
         async with opened(servers.url, 2.0, replicas=1) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             servers.replicas[0].pause()
             with pytest.raises(StoreUnavailable, match="0 of 1"):
                 await store.claim(batch("seats", 1, 1, keys=["order"]))
@@ -326,7 +331,7 @@ def test_two_replicas_are_not_one(sentinels: Callable[..., SentinelServers]) -> 
     async def scenario() -> None:
         async with opened(servers.url, 1.0, replicas=2) as store:
             with pytest.raises(StoreUnavailable, match="1 of 2 replicas have confirmed in time"):
-                await store.put("seats", 10)
+                await store.put("seats", word(), 10)
 
     asyncio.run(scenario())
 
@@ -339,7 +344,7 @@ def test_a_server_that_syncs_every_write_waits_for_the_disks_if_it_can(
 
     async def scenario() -> None:
         async with opened(servers.url, replicas=1) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             assert (await store.claim(batch("seats", 1, 1))).before == 0
 
     asyncio.run(scenario())
@@ -355,7 +360,7 @@ def test_a_server_that_does_not_tell_its_settings_waits_for_the_replicas(
 
     async def scenario() -> None:
         async with opened(servers.url.replace("://", "://plain:x@"), replicas=1) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
 
     asyncio.run(scenario())
     assert calls(servers.master, "waitaof") == 0
@@ -386,7 +391,7 @@ def test_a_lost_connection_fails_what_was_not_sent_yet_and_what_was_not_confirme
 
     async def scenario() -> None:
         async with opened(servers.url, 20.0, replicas=1) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             servers.replicas[0].pause()
             sent = asyncio.ensure_future(store.claim(batch("seats", 1, 1)))
             await asyncio.sleep(0.2)
