@@ -16,7 +16,7 @@ from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
 from pythonricing.stores.redis.routes.cluster import NOBODY
 from tests.serve.test_cli import run
-from tests.stores.support import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until
+from tests.stores.support import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until, word
 from tests.support import Silence
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def test_a_receipt_and_the_keys_move_with_their_counter(clusters: Callable[..., 
 
     async def scenario() -> None:
         async with opened(servers.url) as store:
-            await persist(store, lambda: store.put("seats", 10), "seats")
+            await persist(store, lambda: store.put("seats", word(), 10), "seats")
             sent = batch("seats", 7, 1, 2, keys=["a", None])
             first = await store.claim(sent)
             assert await asyncio.to_thread(servers.migrate, slot, target) == 3
@@ -145,7 +145,7 @@ def test_a_half_moved_counter_waits_and_a_moved_one_is_asked_for(
 
     async def scenario() -> None:
         async with opened(servers.url) as store:
-            await persist(store, lambda: store.put("seats", 10), "seats")
+            await persist(store, lambda: store.put("seats", word(), 10), "seats")
             await store.claim(batch("seats", 1, 1))
             steps = servers.migration(slot, target, keys=1)
             next(steps)
@@ -158,7 +158,7 @@ def test_a_half_moved_counter_waits_and_a_moved_one_is_asked_for(
             next(steps)
             assert source.run("CLUSTER", "COUNTKEYSINSLOT", slot) == 0
             assert (await store.claim(batch("seats", 3, 1))).before == 2  # ASK
-            assert (await store.put("seats", 20))[0].count == 3
+            assert (await store.put("seats", word(), 20))[0].count == 3
             with pytest.raises(StoreUnavailable, match="TRYAGAIN"):
                 await store.claim(batch("seats", 1, 1, worker="new"))
             assert [*steps]
@@ -178,17 +178,17 @@ def test_resetting_and_deleting_in_a_slot_that_moves_loses_nothing(
 
     async def scenario() -> None:
         async with opened(servers.url) as store:
-            await persist(store, lambda: store.put("seats", 10), "seats")
+            await persist(store, lambda: store.put("seats", word(), 10), "seats")
             await store.claim(batch("seats", 1, 4))
             steps = servers.migration(slot, target)
             next(steps)
-            assert (await store.put("seats", None, restart=True))[0].count == 0
-            await store.delete("seats")
+            assert (await store.put("seats", word(), None, how="restart"))[0].count == 0
+            await store.delete("seats", word())
             with pytest.raises(NoSuchCounter):
-                await store.delete("seats")
+                await store.delete("seats", word())
             assert (await store.claim(batch("seats", 2, 1, create=5))).limit == 5
-            await store.delete("seats")
-            assert (await store.put("seats", 7))[1]
+            await store.delete("seats", word())
+            assert (await store.put("seats", word(), 7))[1]
             assert [*steps]
             assert (await store.read("seats")).limit == 7
 
@@ -256,12 +256,12 @@ def test_replicas_of_a_shard_confirm(clusters: Callable[..., ClusterServers]) ->
 
     async def scenario() -> None:
         async with opened(servers.url, 2.0, replicas=1) as store:
-            await persist(store, lambda: store.put("seats", 10), "seats")
+            await persist(store, lambda: store.put("seats", word(), 10), "seats")
             servers.replicas_of(old)[0].pause()
             with pytest.raises(StoreUnavailable, match="0 of 1 replicas"):
                 await store.claim(batch("seats", 1, 1))
             other = next(name for name in "abcdefgh" if servers.owner_of(servers.slot_of(name)) is not old)
-            await store.put(other, 10)
+            await store.put(other, word(), 10)
 
     asyncio.run(scenario())
 

@@ -38,6 +38,7 @@ from pythonricing.stores import create_store
 from pythonricing.stores.postgres import store as postgres
 from pythonricing.stores.postgres.store import CONNECTIONS, PostgresStore
 from tests.serve.test_cli import fails, run
+from tests.stores.support import word
 from tests.support import Silence
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from loadtests.rig.postgres import PostgresServer
     from loadtests.rig.service import Service
 
-SEEN = Seen(1_700_000_000_000_000, 4, 10)
+SEEN = Seen(1_700_000_000_000_000, 1, 4, 10)
 
 
 @asynccontextmanager
@@ -96,7 +97,7 @@ def guest(empty_postgres: PostgresServer) -> Iterator[str]:
 def test_sixteen_at_once_install_the_schema_once(empty_postgres: PostgresServer) -> None:
     async def first_use() -> None:
         async with opened(empty_postgres.url) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             assert trouble(store) == ""
 
     async def scenario() -> None:
@@ -302,8 +303,8 @@ def test_a_deadlock_is_broken_and_the_claim_counted_once(empty_postgres: Postgre
 def test_a_locked_counter_holds_up_no_other_and_its_queue_is_left_in_time(empty_postgres: PostgresServer) -> None:
     async def scenario() -> None:
         async with opened(empty_postgres.url, patience=1.0) as store:
-            await store.put("a", 10)
-            await store.put("b", 10)
+            await store.put("a", word(), 10)
+            await store.put("b", word(), 10)
             other = await asyncpg.connect(empty_postgres.url)
             async with other.transaction():
                 await other.execute("SELECT FROM pythonricing.counter WHERE name = 'a' FOR UPDATE")
@@ -342,7 +343,7 @@ def test_a_client_that_falls_silent_before_the_end_of_its_message_holds_no_lock(
         async with await asyncio.start_server(between, "127.0.0.1", port := free_port()):
             url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
             async with opened(url) as store, opened(empty_postgres.url) as other:
-                await store.put("seats", 10)
+                await store.put("seats", word(), 10)
                 holding.set()
                 claim = asyncio.create_task(store.claim(batch("seats", 1)))
                 await held.wait()
@@ -456,8 +457,8 @@ def test_what_has_expired_counts_no_more_even_before_it_is_removed(empty_postgre
     async def scenario() -> None:
         async with opened(empty_postgres.url) as store:
             await store.claim(batch("seats", 1, keys=["k"]))
-            await store.put("gone", 10)
-            await store.delete("gone")
+            await store.put("gone", word(), 10)
+            await store.delete("gone", word())
             await asyncio.to_thread(empty_postgres.sql, *EXPIRE[:2], "SELECT")
             assert (await store.claim(batch("seats", 1, keys=["k"]))).replays == [None]
             with pytest.raises(NoSuchCounter):
@@ -478,8 +479,8 @@ def test_expired_rows_are_removed_and_no_others(
 
     async def some(store: PostgresStore, number: int) -> None:
         await store.claim(batch(f"seats-{number}", 1, keys=["k"]))
-        await store.put(f"gone-{number}", 10)
-        await store.delete(f"gone-{number}")
+        await store.put(f"gone-{number}", word(), 10)
+        await store.delete(f"gone-{number}", word())
 
     async def scenario() -> None:
         async with opened(empty_postgres.url) as store:

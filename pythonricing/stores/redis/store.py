@@ -134,7 +134,7 @@ class RedisStore:
         listed = await self._ask(INDEX, "ZRANGE", INDEX, "-", "+", "BYLEX", "LIMIT", 0, limit)
         # Without the index's server, those that this worker has used lately.
         names = sorted(self._indexed)[:limit] if listed is None else [name.decode() for name in listed]
-        fields = ("count", "limit", "epoch", "lost", "deleted")
+        fields = ("count", "limit", "epoch", "revision", "most", "lost", "deleted")
         replies = await asyncio.gather(
             *(self._ask(name, "HMGET", f"pythonricing:{{{name}}}", *fields) for name in names)
         )
@@ -142,11 +142,13 @@ class RedisStore:
         for name, reply in zip(names, replies, strict=True):
             if reply is None:
                 continue
-            count, stored, epoch, lost, deleted = reply
+            count, stored, epoch, revision, most, lost, deleted = reply
             if count is None or (deleted and not lost):
                 self._forget(name)
             else:
-                counters.append(Counter(name, int(count), int(stored), int(epoch), lost is not None))
+                # What an earlier version has written has neither revision nor most.
+                rules = (int(revision or 0), int(most or 0))
+                counters.append(Counter(name, int(count), int(stored), int(epoch), lost is not None, *rules))
         return counters
 
     def _connected(self) -> None:
