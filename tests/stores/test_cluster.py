@@ -13,7 +13,7 @@ from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.counting.counters import Answer, Counters
 from pythonricing.counting.model import NoSuchCounter, StoreError, StoreUnavailable, StoreURLError
 from pythonricing.stores import create_store
-from tests.serve.test_cli import run
+from tests.serve.commands import run
 from tests.stores.test_sentinel import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until
 from tests.support import Silence
 

@@ -21,7 +21,7 @@ from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.serve.terminal import Screen
 from pythonricing.web import watch
 from pythonricing.web.watch import Event, Shown
-from tests.serve.test_cli import PROGRAM
+from tests.serve.commands import PROGRAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
