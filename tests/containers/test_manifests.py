@@ -164,7 +164,7 @@ def test_a_cluster_spreads_scales_and_survives_disruption(name: str) -> None:
     (scaler,) = by_kind(SETS[name], "HorizontalPodAutoscaler")
     assert scaler["spec"]["minReplicas"] >= 3
     (app,) = containers(deployment)
-    assert not any("--workers" in word for word in app["command"])
+    assert not any(word.partition("=")[0] == "--workers" for word in app["command"])
     (workers,) = [each for each in app["env"] if each["name"] == "GRANIAN_WORKERS"]
     assert workers["valueFrom"]["resourceFieldRef"]["resource"] == "requests.cpu"
 

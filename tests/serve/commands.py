@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from loadtests.rig.service import environment
+from loadtests.rig.waiting import free_port
 
 PROGRAM = str(Path(sys.executable).with_name("pythonricing"))
 
@@ -28,3 +29,15 @@ def processes_of(text: str) -> list[int]:
         except OSError:
             pass
     return found
+
+
+def fails(home: Path, *arguments: str, **settings: object) -> str:
+    """Run a command that must fail at once with one line and exit status 2; returns the line."""
+    if arguments[0] == "serve" and "--port" not in arguments:
+        arguments = (*arguments, "--port", str(free_port()))
+    status, output, errors = run(*arguments, home=home, **settings)
+    assert (status, output) == (2, "")
+    assert errors.endswith("\n")
+    assert errors.count("\n") == 1, errors
+    assert not processes_of(str(home))
+    return errors.strip()

@@ -17,7 +17,7 @@ import pytest
 from loadtests.rig.clients import hammer
 from loadtests.rig.service import Service, environment
 from loadtests.rig.waiting import free_port, wait_until
-from tests.serve.commands import processes_of, run
+from tests.serve.commands import fails, processes_of, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,18 +85,6 @@ def test_a_named_counter_is_read_and_reset(empty_valkey: RedisServer, service: C
         "",
         "pythonricing: there is no such counter\n",
     )
-
-
-def fails(home: Path, *arguments: str, **settings: object) -> str:
-    """Run a command that must fail at once with one line and exit status 2; returns the line."""
-    if arguments[0] == "serve" and "--port" not in arguments:
-        arguments = (*arguments, "--port", str(free_port()))
-    status, output, errors = run(*arguments, home=home, **settings)
-    assert (status, output) == (2, "")
-    assert errors.endswith("\n")
-    assert errors.count("\n") == 1, errors
-    assert not processes_of(str(home))
-    return errors.strip()
 
 
 def test_replicas_that_nobody_has_are_one_line(tmp_path: Path) -> None:

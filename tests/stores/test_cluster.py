@@ -15,7 +15,7 @@ from pythonricing.counting.model import Answer, NoSuchCounter, StoreError, Store
 from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
 from pythonricing.stores.redis.routes.cluster import NOBODY
-from tests.serve.test_cli import run
+from tests.serve.commands import run
 from tests.stores.support import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until, word
 from tests.support import Silence
 

@@ -37,7 +37,7 @@ from pythonricing.serve.cli import main
 from pythonricing.stores import create_store
 from pythonricing.stores.postgres import store as postgres
 from pythonricing.stores.postgres.store import CONNECTIONS, PostgresStore
-from tests.serve.test_cli import fails, run
+from tests.serve.commands import fails, run
 from tests.stores.support import word
 from tests.support import Silence
 
