@@ -22,6 +22,7 @@ from pythonricing.counting.counters import Counters
 from pythonricing.stores.memory import MemoryStore
 from pythonricing.telemetry.metrics import MAX_LABELS, OTHER, Metrics
 from pythonricing.telemetry.writer import Writer
+from tests.stores.support import word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
