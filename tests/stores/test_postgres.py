@@ -142,14 +142,16 @@ CREATE TABLE pythonricing.counter (
   by_operator boolean NOT NULL DEFAULT false, lost bigint, deleted_until timestamptz
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 CREATE TABLE pythonricing.installation (
-  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row), version int NOT NULL, swept timestamptz NOT NULL DEFAULT now()
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  version int NOT NULL, swept timestamptz NOT NULL DEFAULT now()
 );
 CREATE PROCEDURE pythonricing.delete(
   patience int, counter_name text, tombstone_seconds int, OUT outcome text, OUT reply text[]
 ) LANGUAGE plpgsql AS $$ BEGIN outcome := 'OK'; END $$;
 INSERT INTO pythonricing.counter VALUES
-  ('set', 4, 10, 1700000000000000, true), ('own', 4, 10, 1700000000000000, false),
-  ('lost', 3, 10, 1700000000000000, true, 7), ('gone', NULL, NULL, 1700000000000000, true, NULL, now() + '1 day');
+  ('set', 4, 10, 1700000000000000, true, NULL, NULL), ('own', 4, 10, 1700000000000000, false, NULL, NULL),
+  ('lost', 3, 10, 1700000000000000, true, 7, NULL),
+  ('gone', NULL, NULL, 1700000000000000, true, NULL, now() + interval '1 day');
 INSERT INTO pythonricing.installation (version) VALUES (2);
 """
 
@@ -426,7 +428,7 @@ async def commits_wait(server: PostgresServer) -> bool:
     warnings: list[Any] = []
     connection.add_log_listener(lambda _, warning: warnings.append(warning))
     await connection.execute("SET statement_timeout = 200")
-    await connection.execute("SELECT pg_logical_emit_message(true, '', '')")
+    await connection.execute("DO $$ BEGIN PERFORM pg_logical_emit_message(true, '', ''); COMMIT; END $$")
     await connection.close()
     return bool(warnings)
 

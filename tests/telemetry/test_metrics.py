@@ -261,7 +261,7 @@ def test_labels_are_bounded_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyP
         counters = Counters(store, metrics)
         await counters.open()
         for number in range(MAX_LABELS + 50):
-            await store.put(f"c{number}", 10)
+            await store.put(f"c{number}", word(), 10)
             await counters.claim(f"c{number}")
         for number in range(MAX_LABELS + 50):
             await counters.claim(f"c{number}")
