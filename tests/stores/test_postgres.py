@@ -148,6 +148,8 @@ CREATE TABLE pythonricing.installation (
 CREATE PROCEDURE pythonricing.delete(
   patience int, counter_name text, tombstone_seconds int, OUT outcome text, OUT reply text[]
 ) LANGUAGE plpgsql AS $$ BEGIN outcome := 'OK'; END $$;
+CREATE PROCEDURE pythonricing.sweep(patience int, most int, pause int, OUT outcome text, OUT reply text[])
+LANGUAGE plpgsql AS $$ BEGIN outcome := 'OK'; END $$;
 INSERT INTO pythonricing.counter VALUES
   ('set', 4, 10, 1700000000000000, true, NULL, NULL), ('own', 4, 10, 1700000000000000, false, NULL, NULL),
   ('lost', 3, 10, 1700000000000000, true, 7, NULL),
