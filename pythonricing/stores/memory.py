@@ -107,7 +107,10 @@ class MemoryStore:
         self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
     ) -> tuple[Counter, bool]:
         if (name, word.id) in self._words:
-            return cast("tuple[Counter, bool]", self._words[name, word.id])
+            said = self._words[name, word.id]
+            if said is None:
+                raise StateLost(name)
+            return cast("tuple[Counter, bool]", said)
         await self._in_time(name, word)
         state = self._states.get(name)
         raised = None
@@ -115,6 +118,8 @@ class MemoryStore:
             marked = state is not None and state.lost
             state, raised = self._recover(name, word.seen)
             if state is not None and state.lost and (how == "configure" or not marked):
+                # Sent again, it must not end the loss that it was the first to notice.
+                self._said(name, word, None)
                 raise StateLost(name)
         gone = state is None or state.deleted
         if limit is None:

@@ -7,6 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -538,6 +539,18 @@ def test_a_put_that_is_the_first_to_notice_a_loss_ends_none(opened: Opened) -> N
         opened.run(opened.store.put(opened.name, word(known), 100))
     counter, created = opened.run(opened.store.put(opened.name, word(known), 100))
     assert (counter.count, counter.epoch, created) == (80, known.epoch, False)
+
+
+def test_a_put_that_was_the_first_to_notice_a_loss_ends_none_when_it_is_sent_again(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    now = seen(opened)
+    first = Word("first", 2**53, msgspec.structs.replace(now, count=6))
+    for _ in range(2):  # the first reply was lost
+        with pytest.raises(StateLost):
+            opened.run(opened.store.put(opened.name, first, 10))
+    counter, _ = put(opened, 10)
+    assert (counter.count, counter.epoch) == (6, now.epoch)
 
 
 def test_what_is_lost_is_the_highest_that_any_worker_tells(opened: Opened) -> None:

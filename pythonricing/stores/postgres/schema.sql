@@ -364,7 +364,8 @@ BEGIN
 END $$;
 
 -- Begin to execute a word of an operator: lock the counter's row, made if need be. `outcome` is null if it is to be
--- executed; or else the transaction has ended: OK, it was executed before and replied `reply`; or LATE.
+-- executed; or else the transaction has ended: OK, it was executed before and replied `reply`; LOST, so it
+-- was answered before; or LATE.
 CREATE OR REPLACE PROCEDURE pythonricing.hear(
   patience int,
   counter_name text,
@@ -387,7 +388,7 @@ BEGIN
   UPDATE pythonricing.receipt r SET expires = clock_timestamp() + make_interval(secs => receipt_seconds)
     WHERE r.name = counter_name AND r.worker = word_id AND r.expires > clock_timestamp() RETURNING r.reply INTO reply;
   IF FOUND THEN
-    outcome := 'OK';
+    outcome := CASE WHEN reply = '{}' THEN 'LOST' ELSE 'OK' END;
     COMMIT;
   ELSIF pythonricing.clock() > not_after THEN
     -- Asked under the lock: whoever claims or speaks later finds this executed, or never.
@@ -444,8 +445,12 @@ BEGIN
       PERFORM pythonricing.save(counter, tombstone_seconds);
     END IF;
     IF counter.lost AND (how = 'configure' OR NOT marked) THEN
+      -- With a receipt: sent again, it must not end the loss that it was the first to notice.
       outcome := 'LOST';
-      CALL pythonricing.finish(more.name IS NOT NULL);
+      INSERT INTO pythonricing.receipt (name, worker, sequence, reply, expires) VALUES (
+        counter_name, word_id, 0, '{}', clock_timestamp() + make_interval(secs => receipt_seconds))
+        ON CONFLICT (name, worker) DO UPDATE SET reply = excluded.reply, expires = excluded.expires;
+      COMMIT;
       RETURN;
     END IF;
   END IF;

@@ -29,6 +29,8 @@ if how == 'restart' then
 else
   local gone, marked = recover()
   if gone and (how == 'configure' or not marked) then
+    -- With a receipt: sent again, it must not end the loss that it was the first to notice.
+    redis.call('SET', KEYS[2], 'LOST', 'EX', ARGV[10])
     return 'LOST'
   end
 end

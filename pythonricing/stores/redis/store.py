@@ -126,8 +126,8 @@ class RedisStore:
         return _counter(name, words), created == b"1"
 
     async def delete(self, name: str, word: Word) -> Seen:
+        # It leaves the index when it is browsed: a repeated word must not take out what was created since.
         epoch, revision = await self._word(DELETE, name, word)
-        self._forget(name)
         return Seen(int(epoch), int(revision), 0, 0, deleted=True)
 
     async def browse(self, limit: int) -> list[Counter]:
