@@ -15,7 +15,7 @@ from pythonricing.stores import create_store
 from pythonricing.stores.redis.pipeline import Pipeline
 from pythonricing.stores.redis.store import RedisStore
 from pythonricing.stores.redis.url import Address, read
-from tests.stores.support import batch, opened, persist, until
+from tests.stores.support import batch, opened, persist, until, word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,7 @@ def test_a_connection_tells_its_name_and_takes_its_database(
     async def scenario() -> None:
         for url in (f"unix://{path}?db=3&client_name=me", f"redis://127.0.0.1:{server.port}/3?client_name=me"):
             async with opened(url) as store:
-                assert (await store.put(url.partition(":")[0], 5))[1]
+                assert (await store.put(url.partition(":")[0], word(), 5))[1]
                 assert "name=me" in server.run("CLIENT", "LIST")
         assert set(server.info("keyspace")) == {"db3"}
 
@@ -123,7 +123,7 @@ def test_who_connects_is_the_callers_choice(redis_server: Callable[..., RedisSer
         store.on_connect = lambda: told.append(len(dialled))
         await store.open()
         await asyncio.wait_for(store.ready(), PATIENCE)
-        await store.put("seats", 5)
+        await store.put("seats", word(), 5)
         transports[0].close()
         await until(lambda: store.servers()[0].reconnects == 1)
         assert (await persist(store, lambda: store.claim(batch("seats", 1, 2)))).before == 0
