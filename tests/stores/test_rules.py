@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loadtests.rig.cluster import ClusterServers
-from loadtests.rig.cluster import ClusterServers
 from loadtests.rig.postgres import PostgresServer, postgres_programs
 from loadtests.rig.redis import RedisServer, redis_programs
 from loadtests.rig.waiting import PATIENCE
