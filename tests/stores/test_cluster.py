@@ -16,7 +16,18 @@ from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
 from pythonricing.stores.redis.routes.cluster import NOBODY
 from tests.serve.commands import run
-from tests.stores.support import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until, word
+from tests.stores.support import (
+    assert_once_each,
+    batch,
+    calls,
+    claim_steadily,
+    connected,
+    links,
+    opened,
+    persist,
+    until,
+    word,
+)
 from tests.support import Silence
 
 if TYPE_CHECKING:
@@ -428,6 +439,26 @@ def test_readiness_and_metrics_name_the_shards_that_dont_answer(
     wait_until(lambda: running.get("/readyz")[0] == 503, "nobody to be ready")
     detail = running.get("/readyz")[1]["detail"]
     assert any(f"127.0.0.1:{server.port}" in detail for server in servers.servers)
+
+
+def test_a_shard_that_takes_no_writes_is_named_and_all_of_them_are_not_ready(
+    clusters: Callable[..., ClusterServers],
+) -> None:
+    servers = clusters()
+    full, *others = servers.servers
+
+    async def scenario() -> None:
+        async with opened(servers.url) as store:
+            await until(lambda: [*links(store).values()] == [True] * 3)
+            assert await store.probe() == []
+            full.run("CONFIG", "SET", "maxmemory", 1)
+            assert await store.probe() == [f"127.0.0.1:{full.port}"]
+            for server in others:
+                server.run("CONFIG", "SET", "maxmemory", 1)
+            with pytest.raises(StoreUnavailable, match="OOM"):
+                await store.probe()
+
+    asyncio.run(scenario())
 
 
 def test_the_command_line_finds_a_counters_shard(clusters: Callable[..., ClusterServers], tmp_path: Path) -> None:
