@@ -146,10 +146,10 @@ class Cluster:
 
     def _probe_key(self, node: str) -> str:
         """A key in a slot of a master; found by trying, and again once that slot has moved."""
-        name = self._probes.get(node, "")
-        if self.server_of(name) != node:
-            name = next((tag for tag in map("probe-{}".format, range(PROBE_NAMES)) if self.server_of(tag) == node), "")
-            self._probes[node] = name
+        name = self._probes.get(node)
+        if name is None or self.server_of(name) != node:
+            tags = map("probe-{}".format, range(PROBE_NAMES))
+            name = self._probes[node] = next((tag for tag in tags if self.server_of(tag) == node), "probe")
         return f"pythonricing:{{{name}}}:probe"
 
     async def _look(self) -> None:
