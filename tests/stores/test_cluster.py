@@ -11,12 +11,23 @@ import pytest
 
 from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.counting.counters import Counters
-from pythonricing.counting.model import Answer, NoSuchCounter, StoreError, StoreUnavailable, StoreURLError
+from pythonricing.counting.model import Answer, StoreError, StoreUnavailable, StoreURLError
 from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
 from pythonricing.stores.redis.routes.cluster import NOBODY
 from tests.serve.commands import run
-from tests.stores.support import assert_once_each, batch, calls, claim_steadily, connected, opened, persist, until, word
+from tests.stores.support import (
+    assert_once_each,
+    batch,
+    calls,
+    claim_steadily,
+    connected,
+    links,
+    opened,
+    persist,
+    until,
+    word,
+)
 from tests.support import Silence
 
 if TYPE_CHECKING:
@@ -135,7 +146,7 @@ def test_a_receipt_and_the_keys_move_with_their_counter(clusters: Callable[..., 
             await persist(store, lambda: store.put("seats", word(), 10), "seats")
             sent = batch("seats", 7, 1, 2, keys=["a", None])
             first = await store.claim(sent)
-            assert await asyncio.to_thread(servers.migrate, slot, target) == 3
+            assert await asyncio.to_thread(servers.migrate, slot, target) == 4  # the receipt of the word too
             assert await store.claim(sent) == first  # MOVED, and sent on at once
             assert (await store.claim(batch("seats", 8, 1, keys=["a"]))).replays[0].count == 1
             assert (await store.read("seats")).count == 3
@@ -153,8 +164,10 @@ def test_a_half_moved_counter_waits_and_a_moved_one_is_asked_for(
 
     async def scenario() -> None:
         async with opened(servers.url) as store:
-            await persist(store, lambda: store.put("seats", word(), 10), "seats")
+            first = word()
+            await persist(store, lambda: store.put("seats", first, 10), "seats")
             await store.claim(batch("seats", 1, 1))
+            source.run("DEL", f"pythonricing:{{seats}}:receipt:{first.id}")  # as after an hour
             steps = servers.migration(slot, target, keys=1)
             next(steps)
             assert (await store.claim(batch("seats", 2, 1))).before == 1  # all of its keys are still here
@@ -166,17 +179,19 @@ def test_a_half_moved_counter_waits_and_a_moved_one_is_asked_for(
             next(steps)
             assert source.run("CLUSTER", "COUNTKEYSINSLOT", slot) == 0
             assert (await store.claim(batch("seats", 3, 1))).before == 2  # ASK
-            assert (await store.put("seats", word(), 20))[0].count == 3
+            with pytest.raises(StoreUnavailable, match="TRYAGAIN"):
+                await store.put("seats", word(), 20)
             with pytest.raises(StoreUnavailable, match="TRYAGAIN"):
                 await store.claim(batch("seats", 1, 1, worker="new"))
             assert [*steps]
+            assert (await store.put("seats", word(), 20))[0].count == 3
             assert (await store.claim(batch("seats", 1, 1, worker="new"))).before == 3
             assert (await store.claim(batch("seats", 4, 1))).before == 4
 
     asyncio.run(scenario())
 
 
-def test_resetting_and_deleting_in_a_slot_that_moves_loses_nothing(
+def test_words_wait_for_a_slot_that_moves_and_a_deleted_counter_begins_anew_in_it(
     clusters: Callable[..., ClusterServers], program: str
 ) -> None:
     """A key that a script deleted couldn't be written again where its slot is leaving."""
@@ -188,17 +203,17 @@ def test_resetting_and_deleting_in_a_slot_that_moves_loses_nothing(
         async with opened(servers.url) as store:
             await persist(store, lambda: store.put("seats", word(), 10), "seats")
             await store.claim(batch("seats", 1, 4))
+            await store.delete("seats", word())
             steps = servers.migration(slot, target)
             next(steps)
-            assert (await store.put("seats", word(), None, how="restart"))[0].count == 0
-            await store.delete("seats", word())
-            with pytest.raises(NoSuchCounter):
-                await store.delete("seats", word())
+            for act in (store.put("seats", word(), 7), store.delete("seats", word())):
+                with pytest.raises(StoreUnavailable, match="TRYAGAIN"):
+                    await act  # its receipt is nowhere
             assert (await store.claim(batch("seats", 2, 1, create=5))).limit == 5
+            assert [*steps]
+            assert (await store.read("seats")).limit == 5
             await store.delete("seats", word())
             assert (await store.put("seats", word(), 7))[1]
-            assert [*steps]
-            assert (await store.read("seats")).limit == 7
 
     asyncio.run(scenario())
 
@@ -296,13 +311,13 @@ def test_a_shard_that_is_down_holds_up_no_other(clusters: Callable[..., ClusterS
                     assert (await counters.claim(name)).admitted
         with pytest.raises(StoreUnavailable):
             await waiting
-        assert await counters.check() == [f"127.0.0.1:{down.port}"]
+        assert (await counters.check()).unreachable == [f"127.0.0.1:{down.port}"]
         shown = {counter.name for counter in await counters.browse(100)}
         assert shown == {name for server, name in names.items() if server is not down}
         down.start() if how == "killed" else down.resume()
         await until(lambda: all(server.connected for server in store.servers()))
         assert (await claim_in_the_end(counters, names[down])).request_count >= 2
-        assert await counters.check() == []
+        assert (await counters.check()).unreachable == []
         await counters.close()
 
     asyncio.run(scenario())
@@ -360,7 +375,7 @@ def test_slots_that_no_node_serves_are_named_and_served_as_soon_as_one_does(
         await until(lambda: [trouble(store) for store in stores] == [NOBODY, NOBODY])
         with pytest.raises(StoreUnavailable, match=NOBODY):
             await hasty.read("default")
-        assert await counters.check() == [NOBODY]
+        assert (await counters.check()).unreachable == [NOBODY]
         assert {counter.name for counter in await counters.browse(10)} == set(names.values()) - {"default"}
         for name in names.values():
             if name != "default":
@@ -369,7 +384,7 @@ def test_slots_that_no_node_serves_are_named_and_served_as_soon_as_one_does(
         for server in servers.servers:
             server.run("CLUSTER", "SETSLOT", missing, "NODE", servers.id_of(owner))
         assert (await waiting).admitted
-        assert await counters.check() == []
+        assert (await counters.check()).unreachable == []
         await counters.close()
         await hasty.close()
 
@@ -424,6 +439,26 @@ def test_readiness_and_metrics_name_the_shards_that_dont_answer(
     wait_until(lambda: running.get("/readyz")[0] == 503, "nobody to be ready")
     detail = running.get("/readyz")[1]["detail"]
     assert any(f"127.0.0.1:{server.port}" in detail for server in servers.servers)
+
+
+def test_a_shard_that_takes_no_writes_is_named_and_all_of_them_are_not_ready(
+    clusters: Callable[..., ClusterServers],
+) -> None:
+    servers = clusters()
+    full, *others = servers.servers
+
+    async def scenario() -> None:
+        async with opened(servers.url) as store:
+            await until(lambda: [*links(store).values()] == [True] * 3)
+            assert await store.probe() == []
+            full.run("CONFIG", "SET", "maxmemory", 1)
+            assert await store.probe() == [f"127.0.0.1:{full.port}"]
+            for server in others:
+                server.run("CONFIG", "SET", "maxmemory", 1)
+            with pytest.raises(StoreUnavailable, match="OOM"):
+                await store.probe()
+
+    asyncio.run(scenario())
 
 
 def test_the_command_line_finds_a_counters_shard(clusters: Callable[..., ClusterServers], tmp_path: Path) -> None:

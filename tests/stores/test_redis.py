@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtests.rig.waiting import PATIENCE
+from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.counting.model import StoreUnavailable, StoreURLError
 from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
 from pythonricing.stores.redis.pipeline import Pipeline
 from pythonricing.stores.redis.store import RedisStore
 from pythonricing.stores.redis.url import Address, read
-from tests.stores.support import batch, opened, persist, until
+from tests.serve.commands import fails
+from tests.stores.support import batch, opened, persist, until, word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from loadtests.rig.redis import RedisServer
+    from loadtests.rig.service import Service
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_a_connection_tells_its_name_and_takes_its_database(
     async def scenario() -> None:
         for url in (f"unix://{path}?db=3&client_name=me", f"redis://127.0.0.1:{server.port}/3?client_name=me"):
             async with opened(url) as store:
-                assert (await store.put(url.partition(":")[0], 5))[1]
+                assert (await store.put(url.partition(":")[0], word(), 5))[1]
                 assert "name=me" in server.run("CLIENT", "LIST")
         assert set(server.info("keyspace")) == {"db3"}
 
@@ -123,7 +125,7 @@ def test_who_connects_is_the_callers_choice(redis_server: Callable[..., RedisSer
         store.on_connect = lambda: told.append(len(dialled))
         await store.open()
         await asyncio.wait_for(store.ready(), PATIENCE)
-        await store.put("seats", 5)
+        await store.put("seats", word(), 5)
         transports[0].close()
         await until(lambda: store.servers()[0].reconnects == 1)
         assert (await persist(store, lambda: store.claim(batch("seats", 1, 2)))).before == 0
@@ -154,3 +156,87 @@ def test_a_pipeline_without_a_transport_sends_nothing() -> None:
             await Pipeline(1.0, lambda: None).call("PING")
 
     asyncio.run(scenario())
+
+
+def test_an_option_about_eviction_only_allows_it() -> None:
+    with pytest.raises(StoreURLError, match="eviction=allowed"):
+        create_store("redis://a?eviction=no", 1.0)
+
+
+def test_a_server_that_evicts_is_refused_by_serve_with_one_line(
+    redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    server = redis_server(None, "--maxmemory-policy", "volatile-lru")
+    line = fails(tmp_path, "serve", "--store", server.url)
+    assert f"127.0.0.1:{server.port}: maxmemory-policy is volatile-lru" in line
+    assert "eviction=allowed" in line
+
+
+def test_a_server_that_evicts_is_used_where_its_url_allows_it(redis_server: Callable[..., RedisServer]) -> None:
+    server = redis_server(None, "--maxmemory-policy", "volatile-lru")
+
+    async def scenario() -> None:
+        async with opened(f"{server.url}?eviction=allowed") as store:
+            assert (await store.put("seats", word(), 5))[1]
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_doesnt_tell_whether_it_evicts_is_refused(redis_server: Callable[..., RedisServer]) -> None:
+    server = redis_server()
+    server.run("ACL", "SETUSER", "counter", "on", ">right", "~*", "&*", "+@all", "-info")
+
+    async def scenario() -> None:
+        store = create_store(f"redis://counter:right@127.0.0.1:{server.port}", PATIENCE)
+        await store.open()
+        await until(lambda: "whether it evicts keys is not known: NOPERM" in trouble(store))
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_begins_to_evict_is_noticed_with_the_next_connection(
+    redis_server: Callable[..., RedisServer], service: Callable[..., Service]
+) -> None:
+    server = redis_server()
+    running = service(server.url, "/readyz", store_timeout=1)
+    server.run("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    assert running.get("/", "POST")[0] == 200
+    server.run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    wait_until(lambda: running.get("/readyz")[0] == 503, "the worker to notice")
+    wait_until(lambda: "maxmemory-policy is allkeys-lru" in running.get("/readyz")[1]["detail"], "the reason")
+    assert running.get("/", "POST")[0] == 503
+    server.run("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the worker to be ready again")
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_server_that_takes_no_writes_is_not_ready_and_says_why(
+    redis_server: Callable[..., RedisServer], service: Callable[..., Service], replicas: int
+) -> None:
+    server = redis_server()
+    if replicas:
+        redis_server(None, "--replicaof", f"127.0.0.1 {server.port}")
+    running = service(server.url, "/readyz", store_timeout=5, store_replicas=replicas)
+    server.run("CONFIG", "SET", "maxmemory", 1)
+    assert running.get("/", "POST")[0] == 503
+    status, problem = running.get("/readyz")
+    assert (status, problem["detail"].count("OOM")) == (503, 1)
+    server.run("CONFIG", "SET", "maxmemory", 0)
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the worker to be ready again")
+    assert running.get("/", "POST")[0] == 200
+
+
+def test_a_refusal_is_remembered_for_a_minute_and_an_admission_for_a_day(
+    redis_server: Callable[..., RedisServer],
+) -> None:
+    server = redis_server()
+
+    async def scenario() -> None:
+        async with opened(server.url) as store:
+            await store.claim(batch("seats", 1, 1, 1, keys=["in", "out"], create=1))
+
+    asyncio.run(scenario())
+    admitted, refused = (server.run("TTL", f"pythonricing:{{seats}}:key:{key}") for key in ("in", "out"))
+    assert 60 < admitted <= 86_400
+    assert 0 < refused <= 60

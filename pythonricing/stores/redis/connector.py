@@ -63,6 +63,8 @@ class Connector:
                 try:
                     async with asyncio.timeout(self._options.reply_timeout):
                         await self._greet(pipeline)
+                        if not self._options.eviction:
+                            await _verify_noeviction(pipeline)
                         if verify is not None:
                             await verify(pipeline)
                         if isinstance(pipeline, ConfirmingPipeline):
@@ -112,6 +114,24 @@ class Connector:
                 half = milliseconds // 2
                 return [("WAIT", self.replicas, half), ("WAITAOF", 1, self.replicas, half)]
         return [("WAIT", self.replicas, milliseconds)]
+
+
+async def _verify_noeviction(pipeline: Pipeline) -> None:
+    """Refuse a server that may evict: without its receipt a batch counts twice. Raises StoreUnavailable.
+
+    INFO and not CONFIG GET, which managed services refuse.
+    """
+    reply = await pipeline.call("INFO", "memory")
+    if isinstance(reply, hiredis.ReplyError):
+        raise StoreUnavailable(f"whether it evicts keys is not known: {reply}")
+    policy = next(
+        (line[17:] for line in reply.decode().splitlines() if line.startswith("maxmemory_policy:")), "unknown"
+    )
+    if policy != "noeviction":
+        raise StoreUnavailable(
+            f"maxmemory-policy is {policy}, which can evict what keeps claims from counting twice: "
+            "set it to noeviction, or allow it with eviction=allowed in the store's URL"
+        )
 
 
 async def connect(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PASSING_ERRORS = ("LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS", "READONLY", "MASTERDOWN")
 #: Those of them after which another connection may find a better server.
 LEAVING_ERRORS = ("READONLY", "MASTERDOWN")
+#: Seconds for which what a probe wrote stays.
+PROBE_SECONDS = 60
 
 
 class Pipeline(asyncio.Protocol):
@@ -195,6 +197,16 @@ def ignore(reply: asyncio.Future[Any]) -> None:
     """Nothing depends on this reply, an error neither."""
     if not reply.cancelled():
         reply.exception()
+
+
+async def try_write(pipeline: Pipeline, key: str) -> None:
+    """Raises StoreUnavailable with the server's reason if it takes no writes: it is full, its disk is, it has a master.
+
+    Another server's slot (MOVED, ASK) is no such reason.
+    """
+    reply = await pipeline.confirmed("SET", key, 1, "EX", PROBE_SECONDS)
+    if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith(("MOVED", "ASK")):
+        raise StoreUnavailable(str(refused(str(reply), pipeline)))
 
 
 def refused(error: str, pipeline: Pipeline) -> StoreError:

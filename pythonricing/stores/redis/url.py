@@ -14,7 +14,7 @@ from pythonricing.counting.model import StoreURLError
 from pythonricing.settings import without_password
 
 #: Options that mean something for a connection of ours.
-CONNECTION = {"username", "password", "db", "client_name", "socket_timeout", "socket_connect_timeout"}
+CONNECTION = {"username", "password", "db", "client_name", "socket_timeout", "socket_connect_timeout", "eviction"}
 TLS = {
     "ssl_keyfile",
     "ssl_certfile",
@@ -70,6 +70,8 @@ class Options(msgspec.Struct, frozen=True):
     connect_timeout: float | None
     reply_timeout: float | None
     keepalive: bool
+    #: Whether the server may evict keys, and with them receipts, idempotency keys and counters.
+    eviction: bool
     tls: ssl.SSLContext | None
     #: The URL's words about TLS, for redis-py's own clients: those that ask Sentinels and clusters.
     tls_words: dict[str, Any]
@@ -110,6 +112,8 @@ def read(url: str, where: str | None = None) -> Options:
             hint = "; TLS is rediss://" if unknown & TLS else ""
             raise StoreURLError(f"{where}: {scheme}:// has no option {min(unknown)}{hint}")
         address = Address(words.get("host", "localhost"), int(words.get("port", 6379)), words.get("path", ""))
+        if words.get("eviction", "allowed") != "allowed":
+            raise StoreURLError(f"{where}: eviction can only be allowed, as in eviction=allowed")
         tls_words = {name: value for name, value in words.items() if name in TLS}
         tls = _context(**{name.removeprefix("ssl_"): value for name, value in tls_words.items()})
     except (ValueError, OSError) as error:
@@ -125,6 +129,7 @@ def read(url: str, where: str | None = None) -> Options:
         connect_timeout=words.get("socket_connect_timeout"),
         reply_timeout=words.get("socket_timeout"),
         keepalive=words.get("socket_keepalive", True) is not False,
+        eviction="eviction" in words,
         tls=tls if scheme == "rediss" else None,
         tls_words={"ssl": True, **tls_words} if scheme == "rediss" else {},
     )

@@ -18,7 +18,7 @@ from redis.exceptions import AskError, MovedError, RedisError
 
 from pythonricing.counting.model import Server, StoreUnavailable, StoreURLError
 from pythonricing.stores.link import Link, stop
-from pythonricing.stores.redis.pipeline import refused
+from pythonricing.stores.redis.pipeline import refused, try_write
 from pythonricing.stores.redis.routes.sentinel import CONNECT_SECONDS
 from pythonricing.stores.redis.url import Address
 
@@ -35,6 +35,8 @@ MAX_LOOK_SECONDS = 0.5
 
 #: Who serves the slots that were given to no node; a cluster that needs no full coverage goes on without them.
 NOBODY = "slots that no node serves"
+#: Names that are tried for one in a slot of a certain master. A master of a single slot is all but sure to be found.
+PROBE_NAMES = 10 * REDIS_CLUSTER_HASH_SLOTS
 
 
 class Cluster:
@@ -57,6 +59,7 @@ class Cluster:
         self._waiting = 0  # calls of ready()
         self._owners: dict[int, str] = {}  # as they were last looked at
         self._trouble = ""
+        self._probes: dict[str, str] = {}  # a name in a slot of each master
         asking: dict[str, Any] = {
             "username": options.data.username,
             "password": options.data.password,
@@ -118,20 +121,36 @@ class Cluster:
 
     async def probe(self) -> list[str] | None:
         masters = self._masters()
-        answers = await asyncio.gather(*(self._answers(node) for node in masters))
-        unreachable = sorted(node for node, answered in zip(masters, answers, strict=True) if not answered)
+        troubles = dict(zip(masters, await asyncio.gather(*map(self._trouble_of, masters)), strict=True))
+        unreachable = sorted(node for node, trouble in troubles.items() if trouble is not None)
         if len(unreachable) == len(masters):
-            raise StoreUnavailable(f"no shard of {self._where} answers: {', '.join(unreachable)}; {self._reason()}")
+            reasons = "; ".join(sorted({trouble for trouble in troubles.values() if trouble} or {self._reason()}))
+            raise StoreUnavailable(f"no shard of {self._where} answers: {', '.join(unreachable)}; {reasons}")
         return unreachable if self._is_whole() else [*unreachable, NOBODY]
 
-    async def _answers(self, node: str) -> bool:
-        """Whether a shard's master answers and is in a part of the cluster that serves."""
+    async def _trouble_of(self, node: str) -> str | None:
+        """What keeps a shard's master from serving claims, None if nothing does.
+
+        It answers, is in a part of the cluster that serves, and takes a write (to a slot of its own).
+        """
         try:
             async with asyncio.timeout(self._connector.timeout / 2):
-                state = await self._link_to(node).connection.confirmed("CLUSTER", "INFO")
-        except (StoreUnavailable, TimeoutError):
-            return False
-        return isinstance(state, bytes) and b"cluster_state:ok" in state
+                pipeline = self._link_to(node).connection
+                state = await pipeline.call("CLUSTER", "INFO")
+                if not isinstance(state, bytes) or b"cluster_state:ok" not in state:
+                    return f"{node} is in no part of the cluster that serves"
+                await try_write(pipeline, self._probe_key(node))
+        except (StoreUnavailable, TimeoutError) as error:
+            return str(error)
+        return None
+
+    def _probe_key(self, node: str) -> str:
+        """A key in a slot of a master; found by trying, and again once that slot has moved."""
+        name = self._probes.get(node)
+        if name is None or self.server_of(name) != node:
+            tags = map("probe-{}".format, range(PROBE_NAMES))
+            name = self._probes[node] = next((tag for tag in tags if self.server_of(tag) == node), "probe")
+        return f"pythonricing:{{{name}}}:probe"
 
     async def _look(self) -> None:
         """Ask the cluster who serves which slots, whenever something suggests that this has changed."""

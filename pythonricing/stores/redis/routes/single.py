@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pythonricing.counting.model import Server
 from pythonricing.stores.link import Link
-from pythonricing.stores.redis.pipeline import refused
+from pythonricing.stores.redis.pipeline import refused, try_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,8 +45,8 @@ class Single:
         await self._link.ready()
 
     async def probe(self) -> list[str] | None:
-        if self._connector.replicas:
-            await self._link.connection.confirmed("PING")
+        await self._link.ready()
+        await try_write(self._link.connection, "pythonricing:probe")
         return None
 
     def pipeline(self, name: str) -> Pipeline:
