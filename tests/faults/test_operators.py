@@ -31,7 +31,7 @@ def put(running: Service, limit: int, *names: str) -> list[int]:
     ]
 
 
-def claim(running: Service, name: str, n: int = 1, **headers: str) -> tuple[int, Any]:
+def claim(running: Service, name: str, n: int = 1, **headers: Any) -> tuple[int, Any]:
     status, body = running.get(f"/counters/{name}?n={n}", "POST", **headers)
     return status, body.get("request_count") if status in (200, 429) else body["title"]
 

@@ -260,7 +260,7 @@ def test_labels_are_bounded_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyP
         counters = Counters(store, metrics)
         await counters.open()
         for number in range(MAX_LABELS + 50):
-            await store.put(f"c{number}", 10)
+            await counters.put(f"c{number}", 10)
             await counters.claim(f"c{number}")
         for number in range(MAX_LABELS + 50):
             await counters.claim(f"c{number}")
@@ -287,7 +287,12 @@ def test_counting_costs_a_batch_nothing_but_additions(monkeypatch: pytest.Monkey
         metrics = Metrics(MemoryStore(), silent())
         flushes = []
         flushed = asyncio.Event()
-        monkeypatch.setattr(metrics, "flush", lambda: (flushes.append(1), flushed.set()))
+
+        def flush() -> None:
+            flushes.append(1)
+            flushed.set()
+
+        monkeypatch.setattr(metrics, "flush", flush)
         for _ in range(1000):
             metrics.answered("default", 16, 0.001)
             metrics.settled("default", 100, [(1, 1)], 15)
