@@ -89,7 +89,7 @@ def test_any_worker_streams_the_counters_as_they_move(
             counter = shown(event)
             del counter["epoch"]
             assert counter == {"name": "default", "count": 20, "limit": 20, "lost": False, "refused": 30}
-        servers = {event["server"] for stream in streams if (event := stream.event()) is not None}
+        servers = {told["server"] for stream in streams if (told := stream.event())}
         assert len(servers) == 1
 
 
