@@ -34,7 +34,7 @@ class Application(Starlette):
         self, parts: Parts, *, watch: bool, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]
     ) -> None:
         self.parts = parts
-        self._claim = Claim(parts.counters, parts.allowed_origins)
+        self._claim = Claim(parts)
         #: The claims' methods, the paths before the name, and whether there is a name.
         self._claims: set[tuple[str, str, bool]] = set()
         methods: dict[str, dict[str, ASGIApp]] = {}
