@@ -67,12 +67,10 @@ class Application(Starlette):
 
 
 def _cors(allowed_origins: Collection[str]) -> dict[str, Any]:
-    headers = ["Authorization", "Content-Type", "Idempotency-Key"]
-    methods = ["GET", "POST", "PUT", "DELETE"]
     return {
         "allow_origins": allowed_origins,
-        "allow_methods": methods,
-        "allow_headers": headers,
+        "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+        "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key"],
         "expose_headers": ["Retry-After"],
     }
 
