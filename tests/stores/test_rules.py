@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loadtests.rig.cluster import ClusterServers
 from loadtests.rig.postgres import PostgresServer, postgres_programs
-from loadtests.rig.redis import ClusterServers, RedisServer, redis_programs
+from loadtests.rig.redis import RedisServer, redis_programs
 from loadtests.rig.waiting import PATIENCE
 from pythonricing.counting.model import Batch, Counter, NoSuchCounter, Seen, StoreError, Verdict, Word
 from pythonricing.stores import create_store

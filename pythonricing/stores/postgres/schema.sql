@@ -41,7 +41,7 @@ BEGIN
     RETURN;
   END IF;
   FOR old IN SELECT oid FROM pg_proc
-    WHERE pronamespace = 'pythonricing'::regnamespace AND proname IN ('claim', 'put', 'delete')
+    WHERE pronamespace = 'pythonricing'::regnamespace AND proname IN ('claim', 'put', 'delete', 'sweep')
   LOOP
     EXECUTE format('DROP PROCEDURE %s', old);
   END LOOP;
@@ -547,11 +547,11 @@ BEGIN
   COMMIT;
 END $$;
 
--- Remove what has expired, at most `most` rows of each table, if it was not done in the last `pause` seconds.
+-- Remove what has expired, at most `at_most` rows of each table, if it was not done in the last `pause` seconds.
 -- Waits for no lock: what a claim holds or another worker removes is passed over. `reply` is the number of rows, 0 when
 -- nothing is left to do.
 CREATE OR REPLACE PROCEDURE pythonricing.sweep(
-  patience int, most int, pause int, OUT outcome text, OUT reply text[]
+  patience int, at_most int, pause int, OUT outcome text, OUT reply text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
   moment timestamptz := clock_timestamp();
@@ -568,20 +568,20 @@ BEGIN
     RETURN;
   END IF;
   DELETE FROM pythonricing.key WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM pythonricing.key WHERE expires < moment ORDER BY expires LIMIT most FOR UPDATE SKIP LOCKED));
+    SELECT ctid FROM pythonricing.key WHERE expires < moment ORDER BY expires LIMIT at_most FOR UPDATE SKIP LOCKED));
   GET DIAGNOSTICS removed = ROW_COUNT;
   total := total + removed;
-  busy := busy OR removed = most;
+  busy := busy OR removed = at_most;
   DELETE FROM pythonricing.receipt WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM pythonricing.receipt WHERE expires < moment LIMIT most FOR UPDATE SKIP LOCKED));
+    SELECT ctid FROM pythonricing.receipt WHERE expires < moment LIMIT at_most FOR UPDATE SKIP LOCKED));
   GET DIAGNOSTICS removed = ROW_COUNT;
   total := total + removed;
-  busy := busy OR removed = most;
+  busy := busy OR removed = at_most;
   DELETE FROM pythonricing.counter WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM pythonricing.counter WHERE deleted_until < moment LIMIT most FOR UPDATE SKIP LOCKED));
+    SELECT ctid FROM pythonricing.counter WHERE deleted_until < moment LIMIT at_most FOR UPDATE SKIP LOCKED));
   GET DIAGNOSTICS removed = ROW_COUNT;
   total := total + removed;
-  busy := busy OR removed = most;
+  busy := busy OR removed = at_most;
   IF NOT busy THEN
     UPDATE pythonricing.installation SET swept = moment;
   END IF;
