@@ -16,7 +16,7 @@ MAX_BODY = 4096
 #: Bytes of a query string, at most: parsing one of 60 KiB takes 43 ms, in which nobody else is answered.
 MAX_QUERY = 1024
 #: Seconds for the whole body of a request, and for the rest of it once the process is stopping.
-BODY_SECONDS, LAST_SECONDS = 10.0, 1.0
+BODY_SECONDS, LAST_SECONDS = 10, 1
 #: What a counter may be called: not `.` or `..`, because clients make `/counters/..` into `/`, which claims.
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 
@@ -53,10 +53,10 @@ class Bodies:
                 finally:
                     self._waiting.discard(timeout)
         except TimeoutError:
-            detail = f"the body was not complete within {self._seconds} seconds"
-            if self._seconds == BODY_SECONDS:
-                raise Problem(408, "Request timeout", detail, headers={"connection": "close"}) from None
-            raise Problem(503, "Stopping", "this process is stopping", headers={"retry-after": "1"}) from None
+            if self._seconds == LAST_SECONDS:
+                raise Problem(503, "Stopping", "this process is stopping", headers={"retry-after": "1"}) from None
+            detail = f"the body was not complete within {BODY_SECONDS} seconds"
+            raise Problem(408, "Request timeout", detail, headers={"connection": "close"}) from None
         return received
 
     def stop(self) -> None:
