@@ -6,7 +6,7 @@ from typing import Any
 
 from pythonricing.counting.journal import Journal
 
-#: A journal that keeps nothing.
+#: What tests/stores calls a journal that keeps nothing.
 Silence = Journal
 
 

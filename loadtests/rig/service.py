@@ -54,15 +54,17 @@ class Service:
         self.environment["PYTHONPATH"] = str(ROOT)
         scripts = Path(sys.executable).parent
         common = ["--workers", str(workers), "--port", str(self.port)]
-        where = {"host": "127.0.0.1", "port": self.port, "workers": workers}
-        granian = servers.command("granian", servers.APP, **where, log_config=servers.LOG_CONFIG)
+        granian, uvicorn = (
+            servers.command(name, servers.APP, host="127.0.0.1", port=self.port, workers=workers, log_config=config)
+            for name, config in (("granian", servers.LOG_CONFIG), ("uvicorn", None))
+        )
         self.command = {
             "serve": [str(scripts / "pythonricing"), "serve", *common],
             "serve-uvicorn": [str(scripts / "pythonricing"), "serve", "--server", "uvicorn", *common],
             "granian": [str(scripts / "granian"), *granian],
             "granian-plain": [str(scripts / "granian"), "--interface", "asgi", *common, "pythonricing.app:app"],
             "uvicorn-plain": [str(scripts / "uvicorn"), *common, "pythonricing.app:app"],
-            "uvicorn": [str(scripts / "uvicorn"), *servers.command("uvicorn", servers.APP, **where)],
+            "uvicorn": [str(scripts / "uvicorn"), *uvicorn],
         }[command]
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -71,7 +71,6 @@ def serve(server: str, workers: int | None, host: str, port: int, store: str | N
         )
         if sys.stderr.isatty():
             click.echo(f"pythonricing: {where}, {workers} workers of {server}, counting in {shown}", err=True)
-        servers.allow_connections()
         try:
             (servers.granian if server == "granian" else servers.uvicorn)(host, port, workers)
         except ImportError:

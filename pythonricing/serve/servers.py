@@ -103,4 +103,5 @@ def uvicorn(host: str, port: int, workers: int) -> None:
     options: dict[str, object] = {name.replace("-", "_"): value for name, value in UVICORN.items()}
     options["http"] = Protocol
     config = Config(APP, host=host, port=port, workers=workers, log_config=None, log_level="info", **options)  # type: ignore[arg-type]
+    allow_connections()
     Multiprocess(config, sockets=[config.bind_socket()]).run()

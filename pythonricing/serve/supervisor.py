@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import uvloop  # noqa: F401
 
 from pythonricing import service  # noqa: F401
+from pythonricing.serve import servers
 from pythonricing.settings import Settings, SettingsError
 from pythonricing.telemetry import logs, workers
 
@@ -32,6 +33,7 @@ def server_handler() -> logging.Handler:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     workers.host()
+    servers.allow_connections()
     return logs.InterceptHandler()
 
 

@@ -56,22 +56,15 @@ def encode(record: Record) -> bytes:
             "value": str(thrown.value),
             "traceback": "".join(traceback.format_exception(*thrown)),
         }
-    message, extra = record["message"], record["extra"]
+    place = {
+        "file": {"name": record["file"].name, "path": record["file"].path},
+        "thread": {"id": record["thread"].id, "name": record["thread"].name},
+        **{key: record[key] for key in ("function", "line", "module", "name")},
+    }
+    message, extra, stamp = record["message"], record["extra"], Stamp.of(record["time"])
     room = ATOMIC_WRITE
     while True:
-        line = _shape(
-            message,
-            exception,
-            extra,
-            {"name": record["file"].name, "path": record["file"].path},
-            record["function"],
-            record["level"],
-            record["line"],
-            record["module"],
-            record["name"],
-            {"id": record["thread"].id, "name": record["thread"].name},
-            Stamp.of(record["time"]),
-        )
+        line = _shape(message, extra, record["level"], place, stamp, exception)
         if len(line) <= ATOMIC_WRITE or room < 32:
             return line
         room //= 2
@@ -82,17 +75,7 @@ def encode(record: Record) -> bytes:
 
 
 def _shape(
-    message: str,
-    exception: dict[str, Any] | None,
-    extra: dict[str, Any],
-    file: dict[str, str],
-    function: str,
-    level: Any,
-    line: int,
-    module: str,
-    name: str | None,
-    thread: dict[str, Any],
-    stamp: Stamp,
+    message: str, extra: dict[str, Any], level: Any, place: dict[str, Any], stamp: Stamp, exception: Any = None
 ) -> bytes:
     """One line in the shape of Loguru's `serialize`."""
     body = {
@@ -101,15 +84,10 @@ def _shape(
             "elapsed": {"repr": stamp.elapsed, "seconds": stamp.seconds},
             "exception": exception,
             "extra": extra,
-            "file": file,
-            "function": function,
+            **place,
             "level": {"icon": level.icon, "name": level.name, "no": level.no},
-            "line": line,
             "message": message,
-            "module": module,
-            "name": name,
             "process": {"id": os.getpid(), "name": multiprocessing.current_process().name},
-            "thread": thread,
             "time": {"repr": stamp.time, "timestamp": stamp.timestamp},
         },
     }
@@ -162,19 +140,17 @@ class ClaimLines:
     def _template(self, name: str, limit: int, size: int) -> bytes:
         # No name, path or time of ours has these digits: they mark where the numbers and times of a line go.
         clock, elapsed, seconds, time, timestamp, number = (str(random.randrange(10**17, 10**18)) for _ in range(6))
-        line = _shape(
-            f"{name}: {number} of {limit}",
-            None,
-            {"counter": name, "n": size, "request_count": msgspec.Raw(number.encode()), "limit": limit},
-            {"name": "lines.py", "path": __file__},
-            "encode",
-            INFO,
-            0,
-            "lines",
-            __name__,
-            {"id": threading.get_ident(), "name": threading.current_thread().name},
-            Stamp(clock, elapsed, msgspec.Raw(seconds.encode()), time, msgspec.Raw(timestamp.encode())),
-        ).replace(b"%", b"%%")
+        extra = {"counter": name, "n": size, "request_count": msgspec.Raw(number.encode()), "limit": limit}
+        place = {
+            "file": {"name": "lines.py", "path": __file__},
+            "thread": {"id": threading.get_ident(), "name": threading.current_thread().name},
+            "function": "encode",
+            "line": 0,
+            "module": "lines",
+            "name": __name__,
+        }
+        stamp = Stamp(clock, elapsed, msgspec.Raw(seconds.encode()), time, msgspec.Raw(timestamp.encode()))
+        line = _shape(f"{name}: {number} of {limit}", extra, INFO, place, stamp).replace(b"%", b"%%")
         for mark in (clock, elapsed, seconds, time, timestamp):
             line = line.replace(mark.encode(), b"%b")
         return line.replace(number.encode(), self._number)

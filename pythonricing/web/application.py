@@ -34,7 +34,7 @@ class Application(Starlette):
         self, parts: Parts, *, watch: bool, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]
     ) -> None:
         self.parts = parts
-        self._claim = Claim(parts.counters, parts.allowed_origins)
+        self._claim = Claim(parts)
         #: The claims' methods, the paths before the name, and whether there is a name.
         self._claims: set[tuple[str, str, bool]] = set()
         methods: dict[str, dict[str, ASGIApp]] = {}
@@ -67,12 +67,10 @@ class Application(Starlette):
 
 
 def _cors(allowed_origins: Collection[str]) -> dict[str, Any]:
-    headers = ["Authorization", "Content-Type", "Idempotency-Key"]
-    methods = ["GET", "POST", "PUT", "DELETE"]
     return {
         "allow_origins": allowed_origins,
-        "allow_methods": methods,
-        "allow_headers": headers,
+        "allow_methods": ["GET", "POST", "PUT", "DELETE"],
+        "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key"],
         "expose_headers": ["Retry-After"],
     }
 

@@ -13,16 +13,14 @@ from pythonricing.counting.model import DEFAULT, NoSuchCounter
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web import problems
 from pythonricing.web.problems import Problem
-from pythonricing.web.receive import NAME, check_query, gone, read_body
+from pythonricing.web.receive import NAME, check_query, gone
 from pythonricing.web.responses import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from starlette.types import Receive, Scope, Send
 
-    from pythonricing.counting.counters import Counters
     from pythonricing.counting.model import Answer
+    from pythonricing.web.parts import Parts
 
 #: Refusals that are kept encoded.
 MAX_REFUSALS = 1024
@@ -46,9 +44,10 @@ class Claimed(msgspec.Struct):
 class Claim:
     """`GET /`, `POST /`, `POST /counters/{name}?n=1`."""
 
-    def __init__(self, counters: Counters, allowed_origins: Collection[str]) -> None:
-        self._claim = counters.claim
-        self._allowed_origins = allowed_origins
+    def __init__(self, parts: Parts) -> None:
+        self._claim = parts.counters.claim
+        self._bodies = parts.bodies
+        self._allowed_origins = parts.allowed_origins
         self._refusals: dict[tuple[str, int, int, int], bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +72,7 @@ class Claim:
                         if value == b"cross-site":
                             self._check_origin(scope)
                     elif value != b"0":
-                        await read_body(scope, receive)
+                        await self._bodies.read(scope, receive)
             answer = await self._claim(name, size, key, partial(gone, receive))
             if answer.admitted:
                 (status, headers), body = _ADMITTED, encode(Claimed(answer.request_count, answer.limit))

@@ -13,7 +13,7 @@ from pythonricing.counting.model import NoSuchCounter
 from pythonricing.settings import MAX_COUNT, Limit
 from pythonricing.web.parts import Parts
 from pythonricing.web.problems import Problem, unprocessable
-from pythonricing.web.receive import NAME, read_body
+from pythonricing.web.receive import NAME
 from pythonricing.web.responses import JSON, NO_STORE
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ async def put(request: Request) -> Response:
     name: str = request.path_params["name"]
     if not NAME.fullmatch(name):
         raise unprocessable("a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -, and not . or ..")
-    body = await read_body(request.scope, request.receive)
+    body = await parts.bodies.read(request.scope, request.receive)
     try:
         change = msgspec.json.decode(body, type=CounterChange)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pythonricing.web.receive import Bodies
+
 if TYPE_CHECKING:
     from starlette.requests import Request
 
@@ -28,6 +30,7 @@ class Parts:
     #: Whose pages may ask.
     allowed_origins: tuple[str, ...] = ()
     stopping: bool = False
+    bodies: Bodies = field(default_factory=Bodies)
     #: Scrapes read all workers' files: one at a time.
     scraping: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -38,6 +41,7 @@ class Parts:
         return parts
 
     def stop(self) -> None:
-        """Be ready for no more claims and end every stream; a signal's handler may call it."""
+        """Be ready for no more claims, and wait for no stream and no body; a signal's handler may call it."""
         self.stopping = True
         self.feed.close()
+        self.bodies.stop()

@@ -15,35 +15,61 @@ if TYPE_CHECKING:
 MAX_BODY = 4096
 #: Bytes of a query string, at most: parsing one of 60 KiB takes 43 ms, in which nobody else is answered.
 MAX_QUERY = 1024
-#: Seconds for the whole body of a request.
-BODY_SECONDS = 10
+#: Seconds for the whole body of a request, and for the rest of it once the process is stopping.
+BODY_SECONDS, LAST_SECONDS = 10, 1
 #: What a counter may be called: not `.` or `..`, because clients make `/counters/..` into `/`, which claims.
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """The request's body. Raises Problem: 413 for more than MAX_BODY bytes, without reading on; 400 for half; 408."""
-    too_large = Problem(413, "Content too large", f"a body has at most {MAX_BODY} bytes")
-    for header, value in scope["headers"]:
-        if header == b"content-length" and (not value.isdigit() or int(value) > MAX_BODY):
-            raise too_large
-    received = b""
-    more = True
-    try:
-        # A body that never comes must not hold its place, nor keep the worker from stopping.
-        async with asyncio.timeout(BODY_SECONDS):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Problem(400, "Bad request", "the connection was closed before the body was complete")
-                received += message.get("body", b"")
-                if len(received) > MAX_BODY:
-                    raise too_large
-                more = message.get("more_body", False)
-    except TimeoutError:
-        detail = f"the body was not complete within {BODY_SECONDS} seconds"
-        raise Problem(408, "Request timeout", detail, headers={"connection": "close"}) from None
-    return received
+class Bodies:
+    """Reads requests' bodies: one that never comes must not hold its place, nor keep the worker from stopping."""
+
+    def __init__(self) -> None:
+        self._seconds = BODY_SECONDS
+        self._waiting: set[asyncio.Timeout] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """A body. Raises Problem: 413 for more than MAX_BODY bytes, without reading on; 400 for half; 408; 503."""
+        too_large = Problem(413, "Content too large", f"a body has at most {MAX_BODY} bytes")
+        for header, value in scope["headers"]:
+            if header == b"content-length" and (not value.isdigit() or int(value) > MAX_BODY):
+                raise too_large
+        received = b""
+        more = True
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._seconds) as timeout:
+                self._waiting.add(timeout)
+                try:
+                    while more:
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            raise Problem(400, "Bad request", "the connection was closed before the body was complete")
+                        received += message.get("body", b"")
+                        if len(received) > MAX_BODY:
+                            raise too_large
+                        more = message.get("more_body", False)
+                finally:
+                    self._waiting.discard(timeout)
+        except TimeoutError:
+            if self._seconds == LAST_SECONDS:
+                raise Problem(503, "Stopping", "this process is stopping", headers={"retry-after": "1"}) from None
+            detail = f"the body was not complete within {BODY_SECONDS} seconds"
+            raise Problem(408, "Request timeout", detail, headers={"connection": "close"}) from None
+        return received
+
+    def stop(self) -> None:
+        """Give up those that don't come soon; a signal's handler may call it."""
+        self._seconds = LAST_SECONDS
+        if self._waiting and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._hurry)
+
+    def _hurry(self) -> None:
+        last = asyncio.get_running_loop().time() + LAST_SECONDS
+        for timeout in self._waiting:
+            if not timeout.expired():
+                timeout.reschedule(min(last, timeout.when() or last))
 
 
 def check_query(query: bytes) -> None:

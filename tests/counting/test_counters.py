@@ -11,6 +11,7 @@ import pytest
 from pythonricing.counting import counters as heart
 from pythonricing.counting import lane
 from pythonricing.counting.counters import Counters
+from pythonricing.counting.journal import Journal
 from pythonricing.counting.model import (
     Answer,
     Batch,
@@ -25,7 +26,7 @@ from pythonricing.counting.model import (
     Word,
 )
 from pythonricing.stores.memory import MemoryStore
-from tests.support import Recorder, Silence
+from tests.support import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -50,7 +51,7 @@ class Gate(MemoryStore):
 def test_claims_of_one_tick_travel_together_and_later_ones_in_the_next_batch() -> None:
     async def scenario() -> None:
         store = Gate()
-        counters = Counters(store, Silence())
+        counters = Counters(store, Journal())
         await counters.open()
         store.open_gate.clear()
         first = [asyncio.ensure_future(counters.claim("default")) for _ in range(5)]
@@ -88,7 +89,7 @@ def test_a_batch_whose_reply_was_lost_is_sent_again_as_itself_although_others_le
 
     async def scenario() -> None:
         store = LosesReplies()
-        counters = Counters(store, Silence())
+        counters = Counters(store, Journal())
         await counters.open()
         for name in ("first", "second"):
             await counters.put(name, 100)
@@ -157,7 +158,7 @@ def test_a_word_of_an_operator_is_executed_once_and_never_after_it_was_given_up(
 
     async def scenario() -> None:
         store = Late()
-        counters = Counters(store, Silence(), timeout=0.2)
+        counters = Counters(store, Journal(), timeout=0.2)
         await counters.open()
         counter, created = await counters.put("seats", 10)
         assert (created, counter.revision) == (True, 1)  # the reply to the first one, again
@@ -174,7 +175,7 @@ def test_a_word_of_an_operator_is_executed_once_and_never_after_it_was_given_up(
 
 def test_starting_default_over_keeps_the_limit_that_an_operator_gave_it() -> None:
     async def scenario() -> None:
-        counters = Counters(MemoryStore(), Silence())
+        counters = Counters(MemoryStore(), Journal())
         await counters.open()
         await counters.put("default", 5)
         await counters.claim("default", 3)
@@ -188,7 +189,7 @@ def test_starting_default_over_keeps_the_limit_that_an_operator_gave_it() -> Non
 
 def test_a_claim_above_the_largest_claim_takes_nothing_and_is_no_refusal() -> None:
     async def scenario() -> None:
-        counters = Counters(MemoryStore(), Silence())
+        counters = Counters(MemoryStore(), Journal())
         await counters.open()
         await counters.put("seats", 99, most=10)
         for key in (None, "key"):
@@ -207,7 +208,7 @@ def test_a_lost_counter_leaves_the_others_served_and_is_named() -> None:
 
     async def scenario() -> None:
         store = Forgetful()
-        counters = Counters(store, Silence())
+        counters = Counters(store, Journal())
         await counters.open()
         for name in ("seats", "codes"):
             await counters.put(name, 10)
@@ -228,7 +229,7 @@ def test_a_lost_counter_leaves_the_others_served_and_is_named() -> None:
 def test_a_batch_has_a_bound() -> None:
     async def scenario() -> None:
         store = Gate()
-        counters = Counters(store, Silence(), limit=10_000)
+        counters = Counters(store, Journal(), limit=10_000)
         await counters.open()
         await asyncio.gather(*(counters.claim("default") for _ in range(lane.MAX_BATCH + 1)))
         assert [len(batch) for batch in store.batches] == [lane.MAX_BATCH, 1]
@@ -240,7 +241,7 @@ def test_a_batch_has_a_bound() -> None:
 def test_a_halted_counter_is_refused_without_the_store_for_the_cache_time_only() -> None:
     async def scenario() -> None:
         store = Gate()
-        counters = Counters(store, Silence(), limit=2, halt_cache=0.2)
+        counters = Counters(store, Journal(), limit=2, halt_cache=0.2)
         await counters.open()
         await counters.claim("default", 2)
         for _ in range(10):
@@ -276,7 +277,7 @@ def test_refusals_from_memory_are_told_together_and_all_of_them_at_the_end() -> 
 
 def test_a_key_is_looked_up_although_the_counter_is_halted() -> None:
     async def scenario() -> None:
-        counters = Counters(MemoryStore(), Silence(), limit=1, halt_cache=60)
+        counters = Counters(MemoryStore(), Journal(), limit=1, halt_cache=60)
         await counters.open()
         first = await counters.claim("default", 1, "key")
         assert not (await counters.claim("default")).admitted
@@ -345,7 +346,7 @@ def test_the_settings_limit_is_set_once_the_store_takes_it() -> None:
 
     async def scenario() -> None:
         store = Unsettled()
-        counters = Counters(store, Silence(), limit=7)
+        counters = Counters(store, Journal(), limit=7)
         await counters.open()
         assert (await counters.claim("default")).limit == 7
         assert store.attempts == 3
@@ -367,7 +368,7 @@ class Distant(Gate):
 def test_a_batch_gives_way_to_the_claims_that_the_last_answers_have_set_free() -> None:
     async def scenario() -> None:
         store = Distant()
-        counters = Counters(store, Silence(), limit=10**6)
+        counters = Counters(store, Journal(), limit=10**6)
         await counters.open()
 
         async def client(claims: int, pause: int) -> None:
@@ -387,7 +388,7 @@ def test_a_batch_gives_way_to_the_claims_that_the_last_answers_have_set_free() -
 def test_a_lone_claim_waits_for_nobody_once_the_others_have_gone() -> None:
     async def scenario() -> None:
         store = Gate()
-        counters = Counters(store, Silence(), limit=10**6)
+        counters = Counters(store, Journal(), limit=10**6)
         await counters.open()
         await asyncio.gather(*(counters.claim("default") for _ in range(12)))
         for _ in range(3):
@@ -418,7 +419,7 @@ def test_a_client_that_left_is_an_orphan() -> None:
 def test_more_claims_than_a_worker_holds_are_turned_away_at_once() -> None:
     async def scenario() -> None:
         store = Gate()
-        counters = Counters(store, Silence(), max_waiting=10)
+        counters = Counters(store, Journal(), max_waiting=10)
         await counters.open()
         store.open_gate.clear()
         held = [counters.claim("default") for _ in range(5)]
@@ -441,7 +442,7 @@ def test_claims_on_a_counter_that_is_not_served_leave_room_for_others() -> None:
                 await asyncio.Event().wait()
 
     async def scenario() -> None:
-        counters = Counters(HalfDead(), Silence(), max_waiting=100, timeout=60)
+        counters = Counters(HalfDead(), Journal(), max_waiting=100, timeout=60)
         await counters.open()
         for name in ("dead", "dead-too"):
             with suppress(Overloaded):
@@ -454,7 +455,7 @@ def test_claims_on_a_counter_that_is_not_served_leave_room_for_others() -> None:
 
 def test_unknown_counters_are_not_remembered() -> None:
     async def scenario() -> None:
-        counters = Counters(MemoryStore(), Silence())
+        counters = Counters(MemoryStore(), Journal())
         await counters.open()
         for number in range(100):
             with pytest.raises(NoSuchCounter):
@@ -469,7 +470,7 @@ def test_remembered_counters_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(heart, "MAX_LANES", 10)
 
     async def scenario() -> None:
-        counters = Counters(MemoryStore(), Silence())
+        counters = Counters(MemoryStore(), Journal())
         await counters.open()
         for number in range(50):
             await counters.put(f"c{number}", 100)
@@ -503,7 +504,7 @@ def test_an_error_of_the_store_is_told_and_never_an_admission() -> None:
 def test_closing_answers_the_claims_on_their_way() -> None:
     async def scenario() -> None:
         store = Gate()
-        counters = Counters(store, Silence())
+        counters = Counters(store, Journal())
         await counters.open()
         store.open_gate.clear()
         task = asyncio.ensure_future(counters.claim("default"))
@@ -526,7 +527,7 @@ def test_a_read_that_met_a_lost_connection_is_tried_again() -> None:
             return await super().read(*arguments)
 
     async def scenario() -> None:
-        counters = Counters(Flickering(), Silence())
+        counters = Counters(Flickering(), Journal())
         await counters.open()
         await counters.check()
         await counters.close()

@@ -10,11 +10,11 @@ import pytest
 from loadtests.rig.load import Load, put_counters
 from loadtests.rig.victims import RedisVictim
 from pythonricing.counting.counters import Counters
+from pythonricing.counting.journal import Journal
 from pythonricing.counting.lane import RESEND_SECONDS
 from pythonricing.counting.model import RECEIPT_SECONDS, NoSuchCounter, StateLost
 from pythonricing.stores.memory import MemoryStore
 from tests.stores.support import word
-from tests.support import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ class Slow(MemoryStore):
 def test_a_lost_counter_that_is_deleted_while_a_batch_is_on_its_way() -> None:
     async def scenario() -> None:
         store = Slow()
-        counters = Counters(store, Silence())
+        counters = Counters(store, Journal())
         await counters.open()
         await counters.put("seats", 10)
         await counters.claim("seats")

@@ -7,7 +7,8 @@ import os
 import resource
 import signal
 import subprocess
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import hiredis
 import pytest
@@ -44,11 +45,19 @@ def test_a_command_while_serve_starts_shares_its_store(tmp_path: Path, service: 
     assert len(stores(tmp_path)) == 1
 
 
+def is_ready(service: Service) -> bool:
+    return bool(service.get("/readyz")[0] == 200)
+
+
+def has_another_store(home: Path, before: int) -> bool:
+    return stores(home) not in ([], [before])
+
+
 @pytest.mark.parametrize("attempt", range(3))
 def test_two_services_at_once_share_one_store(attempt: int, tmp_path: Path, service: Callable[..., Service]) -> None:
     pair = [service(None, "", command="serve", workers=2, limit=1000) for _ in range(2)]
     for each in pair:
-        wait_until(lambda each=each: each.get("/readyz")[0] == 200, "the service to be ready")
+        wait_until(partial(is_ready, each), "the service to be ready")
     assert len(stores(tmp_path)) == 1
 
     async def run_both() -> list[int]:
@@ -83,7 +92,8 @@ def test_a_store_that_is_still_reading_its_file_is_shared(tmp_path: Path) -> Non
     path = folder / "valkey.sock"
     store = RedisServer(folder, None, "--unixsocket", str(path), "--key-load-delay", "0").start()
     store.run("SET", "one", 1)
-    records = b"".join(hiredis.pack_command(("SET", f"key-{number}", number)) for number in range(100_000))
+    commands: list[Any] = [("SET", f"key-{number}", number) for number in range(100_000)]
+    records = b"".join(map(hiredis.pack_command, commands))
     store.stop()
     [increments] = (folder / "appendonlydir").glob("*.incr.aof")
     with increments.open("ab") as file:
@@ -130,9 +140,7 @@ def test_a_store_whose_disk_is_full_is_shared(tmp_path: Path, service: Callable[
     numbers = claims(first, 100)
     owner = stores(tmp_path)
     refuse_writes(tmp_path)
-    answered = []
-    wait_until(lambda: answered.append(first.get("/")) or answered[-1][0] == 503, "the disk to be full")
-    numbers += [body["request_count"] for status, body in answered if status == 200]
+    wait_until(lambda: not number_of(first, numbers), "the disk to be full")
 
     assert run("status", home=tmp_path) == (0, f"default: {len(numbers)} of 1000\n", "")
     second = service(None, "/livez", command="serve", workers=1, limit=1000)
@@ -140,7 +148,7 @@ def test_a_store_whose_disk_is_full_is_shared(tmp_path: Path, service: Callable[
     assert stores(tmp_path) == owner
     accept_writes(tmp_path)
     for each in (first, second):
-        wait_until(lambda each=each: number_of(each, numbers), "claims to be admitted again")
+        wait_until(partial(number_of, each, numbers), "claims to be admitted again")
     assert sorted(numbers) == list(range(1, len(numbers) + 1))
     assert second.terminate() == 0
     assert first.terminate() == 0
@@ -171,7 +179,7 @@ def test_a_store_that_dies_is_started_again_on_its_file(
     for _ in range(2):
         [store] = stores(tmp_path)
         os.kill(store, signal.SIGKILL)
-        wait_until(lambda store=store: stores(tmp_path) not in ([], [store]), "another store")
+        wait_until(partial(has_another_store, tmp_path, store), "another store")
         wait_until(lambda: number_of(running, numbers), "claims to be admitted again")
     assert sorted(numbers + claims(running, 1100)) == list(range(1, 1001))
     assert running.terminate() == 0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +90,52 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE), most)
     soft, hard, most = map(int, done.stdout.split())
     assert hard == most
     assert soft == most or soft > servers.CONNECTIONS
+
+
+@pytest.mark.parametrize("command", ["granian", "serve", "serve-uvicorn"])
+def test_workers_may_open_what_their_connections_need_whatever_the_servers_soft_limit(
+    command: str, empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        running = service(empty_valkey.url, "/readyz", command=command, workers=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    connected = {record["process"]["id"] for record in running.log() if record["message"].endswith(" connected")}
+    assert len(connected) == 2
+    for pid in connected:
+        allowed, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        assert allowed == hard or allowed > servers.CONNECTIONS
+
+
+@pytest.mark.parametrize("command", ["granian", "serve", "serve-uvicorn", "uvicorn"])
+def test_bodies_that_never_come_keep_no_worker_from_stopping(
+    command: str, empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    running = service(empty_valkey.url, "/readyz", command=command, workers=1, admin_token="s3cret")
+    requests = [
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
+        b"PUT /counters/a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer s3cret\r\nContent-Length: 100\r\n\r\n{",
+    ]
+
+    async def run() -> list[bytes]:
+        streams = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(4)]
+        for number, (_, writer) in enumerate(streams):
+            writer.write(requests[number % len(requests)])
+        # Whoever is answered after them was received after them.
+        assert (await hammer(running.port, 10, [1] * 50, "/")).statuses() == {200: 50}
+        started = time.monotonic()
+        status = await asyncio.to_thread(running.terminate)
+        assert status == (-signal.SIGTERM if command == "uvicorn" else 0)  # as uvicorn with one worker always ends
+        assert time.monotonic() - started < servers.KILL_SECONDS + 2
+        answers = await asyncio.gather(*(reader.read() for reader, _ in streams))
+        for _, writer in streams:
+            writer.close()
+        return answers
+
+    # A 408 would mean that they were waited for in full, and no answer that a worker had to be killed.
+    assert {answer[:12] for answer in asyncio.run(run())} == {b"HTTP/1.1 503"}
 
 
 @pytest.mark.parametrize("command", ["granian", "serve", "serve-uvicorn"])

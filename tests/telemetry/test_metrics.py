@@ -288,7 +288,12 @@ def test_counting_costs_a_batch_nothing_but_additions(monkeypatch: pytest.Monkey
         metrics = Metrics(MemoryStore(), silent())
         flushes = []
         flushed = asyncio.Event()
-        monkeypatch.setattr(metrics, "flush", lambda: (flushes.append(1), flushed.set()))
+
+        def flush() -> None:
+            flushes.append(1)
+            flushed.set()
+
+        monkeypatch.setattr(metrics, "flush", flush)
         for _ in range(1000):
             metrics.answered("default", 16, 0.001)
             metrics.settled("default", 100, [(1, 1)], 15)

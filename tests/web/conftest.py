@@ -30,7 +30,7 @@ def api(
 @pytest.fixture
 def name(api: Service, request: pytest.FixtureRequest) -> str:
     """A counter of this test's own with limit 10."""
-    counter = request.node.name.split("[")[0][-60:]
+    counter: str = request.node.name.split("[")[0][-60:]
     api.get(f"/counters/{counter}", "DELETE", **ADMIN)
     assert api.get(f"/counters/{counter}", "PUT", b'{"limit": 10}', **ADMIN)[0] == 201
     return counter

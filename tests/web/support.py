@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loadtests.rig.service import Service
 
 TOKEN = "s3cret"
-ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+ADMIN: dict[str, Any] = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def count(api: Service, name: str = "default") -> int:

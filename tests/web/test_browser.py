@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from loadtests.rig.redis import RedisServer
     from loadtests.rig.service import Service
 
+T = TypeVar("T")
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -30,7 +32,7 @@ MILLISECONDS = PATIENCE * 1000
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")]
 
 
-def threaded(act: Callable[[], Any]) -> Any:
+def threaded(act: Callable[[], T]) -> T:
     """Playwright's event loop runs in this thread: what has one of its own needs another."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(act).result()
@@ -109,7 +111,7 @@ def test_the_bar_moves_until_it_is_halted(page: Any, running: Service, errors: l
 def test_a_reset_and_a_new_counter_show(page: Any, running: Service, errors: list[str]) -> None:
     claim(running, 100)
     page.wait_for_selector("li.halted")
-    token = {"Authorization": "Bearer t"}
+    token: dict[str, Any] = {"Authorization": "Bearer t"}
 
     def change() -> None:
         running.get("/counters/default", "DELETE", **token)

@@ -118,7 +118,8 @@ def test_names_that_clients_resolve_away_are_no_counters(api: Service, name: str
 
 
 def test_a_page_of_another_site_claims_nothing(api: Service, name: str) -> None:
-    for headers in ({}, {"Origin": "https://evil.example"}):
+    origins: list[dict[str, Any]] = [{}, {"Origin": "https://evil.example"}]
+    for headers in origins:
         status, problem = api.get(f"/counters/{name}", "POST", Sec_Fetch_Site="cross-site", **headers)
         assert (status, problem["title"]) == (403, "Forbidden")
     assert count(api, name) == 0

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 TOKEN = "s3cret"
 COUNTERS = {"default": 100, "halted": 0, "open": 10**6}
-ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+ADMIN: dict[str, Any] = {"Authorization": f"Bearer {TOKEN}"}
 
 checks.load_all_checks()
 #: Valid requests are refused where a counter is halted or unknown.
-EXCLUDED = checks.CHECKS.get_by_names(["positive_data_acceptance"])
+EXCLUDED: list[Any] = checks.CHECKS.get_by_names(["positive_data_acceptance"])
 
 #: What no valid request gets; 414 is not among Schemathesis' own.
 REJECTED = ["400", "401", "403", "404", "405", "413", "414", "422", "429", "5xx"]
@@ -96,7 +96,7 @@ def test_every_answer_is_as_documented_and_a_rejected_request_changes_no_count(
 
     @given(case=strategy, name=existing)
     @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    def run(case: schemathesis.Case, name: str) -> None:
+    def run(case: schemathesis.Case[Any], name: str) -> None:
         for each, limit in COUNTERS.items():
             running.get(f"/counters/{each}", "PUT", json.dumps({"limit": limit}).encode(), **ADMIN)
         if case.path_parameters and name:

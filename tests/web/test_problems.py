@@ -40,7 +40,7 @@ def ask(error: Exception, method: str) -> tuple[int, dict[str, str], dict[str, A
     counters: Any = Failing(error)
     nothing: Any = None
     parts = Parts(counters, nothing, nothing, nothing, nothing, None)
-    application = Application(parts, watch=False, lifespan=lambda app: nullcontext())  # type: ignore[arg-type]
+    application = Application(parts, watch=False, lifespan=lambda app: nullcontext())
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from loadtests.rig.redis import RedisServer
     from loadtests.rig.service import Service
 
-ADMIN = {"Authorization": "Bearer t"}
+ADMIN: dict[str, Any] = {"Authorization": "Bearer t"}
 
 
 class Stream:
@@ -89,7 +89,7 @@ def test_any_worker_streams_the_counters_as_they_move(
             counter = shown(event)
             del counter["epoch"]
             assert counter == {"name": "default", "count": 20, "limit": 20, "lost": False, "refused": 30}
-        servers = {event["server"] for stream in streams if (event := stream.event())}
+        servers = {told["server"] for stream in streams if (told := stream.event())}
         assert len(servers) == 1
 
 
