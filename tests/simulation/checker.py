@@ -37,7 +37,7 @@ def judge(scene: Scene) -> None:
             case "unavailable" | "lost" | "missing" | "reset" if operation.start >= history.calm:
                 history.object("once faults end, everything is well", operation.name, str(operation))
     _judge_keys(scene)
-    _judge_books(history, owners)
+    _judge_books(scene)
 
 
 class Owners:
@@ -164,8 +164,12 @@ def _judge_keys(scene: Scene) -> None:
             history.object("one key, one admission", op.name, f"{op}, but first {before}")
 
 
-def _judge_books(history: History, owners: Owners) -> None:
-    """Each number that was given has an owner, or a line that says what became of it, or was in flight at a kill."""
+def _judge_books(scene: Scene) -> None:
+    """Each number that was given has an owner, or a line that says what became of it.
+
+    Or it was in flight when the worker was killed, or when the store lost it before the worker had an answer.
+    """
+    history, observer = scene.history, scene.observer
     for grant in history.grants:
         whose = (grant.worker, grant.name)
         told = [*history.settled.get(whose, ()), *history.orphaned.get(whose, ())]
@@ -174,8 +178,11 @@ def _judge_books(history: History, owners: Owners) -> None:
             if at >= grant.time:
                 covered.update(range(count - size + 1, count + 1))
         missing = [number for number in range(grant.low, grant.high + 1) if number not in covered]
-        if not missing or history.killed.get(grant.worker, -1.0) >= grant.time:
+        if not missing or grant.worker in history.killed:
             continue
         if any(since <= grant.time for since in history.in_doubt.get(whose, ())):
+            continue
+        answered = min((at for at in observer.verdicts.get(whose, ()) if at >= grant.time), default=float("inf"))
+        if any(grant.time <= at <= answered for at in observer.lost_at):
             continue
         history.object("the books balance", grant.name, f"nothing says what became of {missing[:20]} of {grant}")

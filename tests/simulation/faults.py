@@ -142,7 +142,8 @@ class Chaos:
 
         def start() -> None:
             lost = int(fault.draws[0] * (machine.server.unsynced + 1))
-            scene.observer.losses += lost > 0
+            if lost:
+                scene.observer.lose()
             machine.start(lost)
             scene.observer.look_again()
 
@@ -167,7 +168,7 @@ class Chaos:
     def _flush(self, fault: Fault) -> None:
         observer = self._scene.observer
         observer.primary.server.flush()
-        observer.losses += 1
+        observer.lose()
         observer.look_again()
 
     def _restore(self, fault: Fault) -> Callable[[], None]:
@@ -181,7 +182,7 @@ class Chaos:
             machine.drop()
             machine.server.restore(backup)
             machine.eye = machine.server.connect()
-            observer.losses += 1
+            observer.lose()
             observer.look_again()
 
         return restore
@@ -198,7 +199,8 @@ class Chaos:
         new = next((machine for machine in scene.machines if machine.server.primary is not None), None)
         if new is None or not old.up:
             return
-        scene.observer.losses += new.server.lag > 0
+        if new.server.lag:
+            scene.observer.lose()
         old.stop()
         new.server.promote()
         new.eye = new.server.connect()

@@ -89,8 +89,8 @@ class Observer:
         self._world = world
         self._history = history
         self.primary: Machine
-        #: Times that the store's data went back or away.
-        self.losses = 0
+        #: When the store's data went back or away.
+        self.lost_at: list[float] = []
         #: Whether a store's clock was stepped.
         self.clock_stepped = False
         #: Whether what is written belongs to the call that it is written in: not where writes are put together.
@@ -100,6 +100,8 @@ class Observer:
         self.known: dict[tuple[str, str], Ghost] = {}
         #: By counter: when it had which count and limit in the store, as long as it was so.
         self.timeline: dict[str, list[tuple[float, State]]] = {}
+        #: By worker and counter: when the heart got a verdict.
+        self.verdicts: dict[tuple[str, str], list[float]] = {}
         #: By worker and counter: when a verdict said that nothing is left, with its count and limit.
         self.halts: dict[tuple[str, str], list[tuple[float, tuple[int, int]]]] = {}
         self._changes = 0
@@ -114,6 +116,15 @@ class Observer:
         for kind in ("claim", "put", "delete"):
             source = folder.joinpath(f"{kind}.lua").read_bytes()
             self._kinds[source] = self._kinds[hashlib.sha1(source).hexdigest().encode()] = kind
+
+    @property
+    def losses(self) -> int:
+        """How often the store's data went back or away."""
+        return len(self.lost_at)
+
+    def lose(self) -> None:
+        """The store's data has gone back or away."""
+        self.lost_at.append(self._world.time())
 
     # What the servers execute.
 
@@ -171,7 +182,7 @@ class Observer:
         worker = connection.process.name
         if before.count is None:
             node = node._replace(limit=after.limit)
-        if self.raises and count > (before.count or 0) and call is not None:
+        if words[-1].startswith(b"^") and call is not None:
             # Lifted to what the worker knew: from now on the store knows that too.
             if call.known.change > known.change and call.known.limit not in (None, after.limit):
                 self._history.object(
@@ -355,6 +366,7 @@ class Observer:
 
     def _judge_verdict(self, call: Call, verdict: Any) -> None:
         assert call.batch is not None
+        self.verdicts.setdefault((call.worker, call.name), []).append(self._world.time())
         batch = self._batches.get((call.worker, call.name, call.batch.sequence, verdict.attempt))
         if batch is None:
             self._history.object("a receipt names one of the compositions", call.name, f"{verdict} for {call.batch}")
@@ -378,19 +390,16 @@ class Observer:
                 self._judge_key(call, call.node, key, last, replayed)
 
     def _judge_key(self, call: Call, node: Ghost, key: str, last: int, replayed: bool) -> None:
-        first = call.first_uses.get(key)
-        if first is None:
-            name = f"ghost:{call.name}:key:{key}".encode()
-            if self._ask(self.primary, b"GET", name) is None:
-                self._ask(self.primary, b"SET", name, b"%d %d" % (node.era, last))
-        elif first[0] == node.era and first[1] != last:
-            self._history.object(
-                "one key, one admission", call.name, f"key {key} got {first[1]} first, and now {last}"
-            )
-        elif first[0] < node.era and replayed and not self.losses:
-            self._history.object(
-                "a reset forgets keys", call.name, f"key {key} got {last} from before the reset again"
-            )
+        """A key's admission is the first one of its era that the store knows of."""
+        era, first = call.first_uses.get(key, (-1, 0))
+        if era < node.era:
+            self._ask(self.primary, b"SET", f"ghost:{call.name}:key:{key}".encode(), b"%d %d" % (node.era, last))
+            if replayed and first == last and era >= 0 and not self.losses:
+                given = any(grant.era == node.era and grant.low <= last <= grant.high for grant in self._history.grants)
+                if not given:
+                    self._history.object("a reset forgets keys", call.name, f"key {key} got {last} of before it again")
+        elif era == node.era and first != last:
+            self._history.object("one key, one admission", call.name, f"key {key} got {first} first, and now {last}")
 
 
 FIELDS = (b"count", b"limit", b"epoch", b"lost", b"deleted")
@@ -410,14 +419,12 @@ class Watched:
 
     async def _watch(self, kind: str, what: Any, *arguments: Any, **options: Any) -> Any:
         call = self._observer.begin(self._worker, kind, what)
-        tag = TAG.set(call)
+        TAG.set(call)
         try:
             result = await getattr(self._store, kind)(what, *arguments, **options)
         except Exception as error:
             self._observer.failed(call, error)
             raise
-        finally:
-            TAG.reset(tag)
         self._observer.answered(call, result)
         return result
 

@@ -67,10 +67,10 @@ class Plan:
         self.limits = {name: draw.choice((draw.randint(5, 40), draw.randint(40, 200))) for name in self.counters}
         #: The limit that the settings give `default`.
         self.setting = self.limits["default"] if draw.random() < 0.3 else None
-        self.timeout = draw.choice((2.0, 2.0, 0.5))
         self.halt_cache = draw.choice((0.1, 0.1, 0.5, 0.0))
         self.on_loss = draw.choice(("halt", "halt", "halt", "raise"))
         self.latency = draw.choice((0.0001, 0.001, 0.02))
+        self.timeout = 2.0 if self.latency > 0.01 else draw.choice((2.0, 0.5))
         self.spread = self.latency * draw.choice((0.1, 0.5, 2.0))
         self.late = draw.choice((0.3, 0.7, 1.0))
         self.fsync = draw.choice(("always", "everysec"))

@@ -105,6 +105,7 @@ def simulate(seed: int | str, faults: Sequence[Fault] | None = None) -> Scene:
     try:
         scene = Scene(seed, faults)
         scene.world.run_until_complete(scene.people.start(scene.run()))
+        scene.world.inspect()
         judge(scene)
     finally:
         random.setstate(state)

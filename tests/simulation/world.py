@@ -36,6 +36,7 @@ class Process:
         #: Kept until the end of the world: a killed process's coroutines must not run their `finally`.
         self.tasks: list[asyncio.Task[Any]] = []
         self._world = world
+        world.processes.append(self)
         self._context = copy_context()
         self._context.run(PROCESS.set, self)
 
@@ -81,6 +82,7 @@ class World(asyncio.AbstractEventLoop):
         self._runnable: list[Process] = []
         self._closed = False
         self._running = False
+        self.processes: list[Process] = []
         self.outside = Process(self, "outside")
 
     # What asyncio's futures, tasks and timeouts ask of a loop.
@@ -147,6 +149,15 @@ class World(asyncio.AbstractEventLoop):
 
     def close(self) -> None:
         self._closed = True
+
+    def inspect(self) -> None:
+        """Add what tasks of the service or of the simulation raised, although nobody was there to get it."""
+        for process in self.processes:
+            for task in process.tasks:
+                if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                    name = getattr(task.get_coro(), "__qualname__", "")
+                    if name.startswith(("Link.", "Lane.", "Counters._")):
+                        self.errors.append(f"{process.name}: {name}: {error!r}")
 
     # Running.
 
