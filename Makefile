@@ -3,27 +3,34 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-slow locust compare headline failovers profile benchmark lint format lock clean
+.PHONY: help run test test-slow simulate locust compare headline failovers profile benchmark lint format lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '%-11s %s\n' "$$name" "$$text"; done
 
 run: .venv/serve  ## serve on 127.0.0.1:8080 with an embedded Valkey
-	$(BIN)/pythonricing serve
+	@$(BIN)/pythonricing serve
 
-test: lint  ## lint, types and every test that needs neither root nor containers
-	$(BIN)/pytest -m "not slow" --numprocesses 4  # they wait for servers more than they compute
+# They wait for servers more than they compute, hence four at once.
+test: lint  ## lint, types and every test that needs neither root nor containers; ARGS=--cov for the coverage
+	$(BIN)/pytest -m "not slow" --numprocesses 4 $(ARGS)
 
 test-slow: .venv/dev  ## the tests that need minutes, a browser or containers
 	$(BIN)/pytest -m slow
 
+simulate: .venv/dev  ## the whole service and its stores on simulated time, from seeds
+	$(BIN)/python -m tests.simulation $(ARGS)
+
 locust: .venv/dev  ## Locust's web UI on 127.0.0.1:8089, Granian and uvicorn side by side
 	$(BIN)/locust -f loadtests/locustfile.py --class-picker --web-host 127.0.0.1 $(ARGS)
 
-compare: .venv/dev  ## measure servers, stores and peers; writes results/…/report.html
+compare: .venv/dev  ## measure servers, stores and peers; ARGS=--publish writes docs/benchmarks.md too
 	$(BIN)/python -m loadtests compare $(ARGS)
 
 headline: .venv/dev  ## ab -n 10000 -c 10, 16 workers, limit 100: synced against unsynced
 	$(BIN)/python -m loadtests headline $(ARGS)
 
-failovers: .venv/dev  ## failovers, a migration and partitions under load; prints the README's table
+failovers: .venv/dev  ## failovers, a migration and partitions under load; ARGS=--publish writes docs/failovers.md
 	$(BIN)/python -m loadtests.failovers $(ARGS)
 
 profile: .venv/dev  ## a flame graph of a worker under load; writes results/profile.svg
@@ -32,14 +39,22 @@ profile: .venv/dev  ## a flame graph of a worker under load; writes results/prof
 benchmark: .venv/dev  ## the claim path without sockets
 	$(BIN)/pytest tests/counting/test_claim_path.py --benchmark-only
 
-lint: .venv/dev
+lint: .venv/dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/dev
+format: .venv/dev  ## put the style right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: docs-check
+lint: docs-check
+docs-check: .venv/dev  ## hold README and docs to the links, commands, settings and paths that exist
+	$(BIN)/python -m tests.docs_check
+
+# The package's metadata has its version from there.
+.venv/serve .venv/dev: pythonricing/__init__.py
 
 lock:  ## resolve the dependencies anew; needs uv
 	uv pip compile --upgrade --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
@@ -53,19 +68,21 @@ lock:  ## resolve the dependencies anew; needs uv
 	echo hatchling | uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \
 		--constraint requirements/dev.lock - --output-file requirements/build.lock
 
-clean:
+clean:  ## remove the virtual environment and every cache
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is not Python 3.11 or newer: name one that is, as in PYTHON=python3.12 make run" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
 
 # The stamps are files in .venv, so that a changed lock file installs again and nothing else does.
 .venv/serve: requirements/serve.lock pyproject.toml | .venv/bin/python
-	$(PIP) install --require-hashes --requirement requirements/serve.lock
-	$(PIP) install --no-deps --editable .
-	touch $@
+	@$(PIP) install --require-hashes --requirement requirements/serve.lock
+	@$(PIP) install --no-deps --editable .
+	@touch $@
 
 .venv/dev: requirements/dev.lock pyproject.toml | .venv/bin/python
-	$(PIP) install --require-hashes --requirement requirements/dev.lock
-	$(PIP) install --no-deps --editable .
-	touch $@ .venv/serve
+	@$(PIP) install --require-hashes --requirement requirements/dev.lock
+	@$(PIP) install --no-deps --editable .
+	@touch $@ .venv/serve

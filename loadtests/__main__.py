@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -17,9 +18,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from loadtests import report
-from loadtests.contenders import PEERS, SERVERS, Contender, ContenderError, Unavailable
+from loadtests.contenders import PEERS, ROOT, SERVERS, Contender, ContenderError, Unavailable
 from loadtests.measure import SCENARIOS, Lab, Options, Results
 from loadtests.profile import ProfileError, profile
+from loadtests.publish import PublishError, publish
 from loadtests.tools import TOOLS, ToolError
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ QUICK_BUDGET = 85.0
 INTERRUPTED = 130
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # the oldest click that serves has no type arguments
     """Whole numbers with commas between them; the first is the base."""
 
     name = "N,N,…"
@@ -55,7 +57,7 @@ class Numbers(click.ParamType):
         return numbers
 
 
-class Spelled(click.ParamType):
+class Spelled(click.ParamType):  # type: ignore[type-arg]
     """A contender: `granian+redis`."""
 
     name = "CONTENDER"
@@ -129,6 +131,7 @@ def main() -> None:
 def _shared(command: Callable[..., None]) -> Callable[..., None]:
     """The options that every comparison has."""
     for option in (
+        click.option("--publish", "published", is_flag=True, help="Write the figures into docs/benchmarks.md, too."),
         click.option("--output", type=click.Path(path_type=Path), help="Folder for the results."),
         click.option("--seed", type=int, help="Of the order within each round; given with the results."),
         click.option("--rounds", type=click.IntRange(min=1), help="5 by default."),
@@ -170,6 +173,7 @@ def compare(
     counters: tuple[int, ...],
     scenario: str,
     limit: int,
+    published: bool,
     **given: Any,
 ) -> None:
     """Measure contenders side by side, and write results.json, report.md and report.html."""
@@ -201,12 +205,12 @@ def compare(
         limit=limit,
         **{name: value for name, value in given.items() if value is not None},
     )
-    _run(options, seed, output, asked_for={*tools, *(contender.name for contender in contenders)})
+    _run(options, seed, output, published, asked_for={*tools, *(contender.name for contender in contenders)})
 
 
 @main.command()
 @_shared
-def headline(*, rounds: int | None, seed: int | None, output: Path | None) -> None:
+def headline(*, rounds: int | None, seed: int | None, output: Path | None, published: bool) -> None:
     """`ab -n 10000 -c 10` with 16 workers and a limit of 100: synced against unsynced."""
     options = Options(
         contenders=tuple(map(Contender.parse, HEADLINE)),
@@ -217,7 +221,7 @@ def headline(*, rounds: int | None, seed: int | None, output: Path | None) -> No
         scenario="sale",
         note="The first PythonRicing reported a mean of 2.659 ms synced and 2.285 ms unsynced, on another machine.",
     )
-    _run(options, seed, output, asked_for={"ab"})
+    _run(options, seed, output, published, asked_for={"ab"})
 
 
 @main.command("report")
@@ -244,7 +248,7 @@ def flame_graph(contender: Contender, tool: str, seconds: int, connections: int,
         raise click.ClickException(str(error)) from None
 
 
-def _run(options: Options, seed: int | None, output: Path | None, asked_for: set[str]) -> None:
+def _run(options: Options, seed: int | None, output: Path | None, published: bool, asked_for: set[str]) -> None:
     """Compare, write, and end with status 0, 1 when something that was asked for is missing, 130 when interrupted."""
     seed = int(time.time()) if seed is None else seed
     missing = {name: TOOLS[name] for name in options.tools if not TOOLS[name].available()}
@@ -261,9 +265,22 @@ def _run(options: Options, seed: int | None, output: Path | None, asked_for: set
     skipped = [line for line in results.skipped if line.partition(": ")[0] in asked_for]
     results.errors += [line for line in skipped if line not in results.errors]
     report.write(results, folder)
+    if published:
+        _publish(results)
     _print_summary(screen.console, results)
     click.echo(folder / "report.html")
     sys.exit(INTERRUPTED if results.interrupted else 1 if results.errors or not results.runs else 0)
+
+
+def _publish(results: Results) -> None:
+    """Write a comparison into the documentation, unless it is one that nobody should read figures from."""
+    if results.errors or results.interrupted or not results.runs:
+        raise click.ClickException("not published: the comparison is not complete")
+    try:
+        command = shlex.join(["python", "-m", "loadtests", *sys.argv[1:]])
+        publish(ROOT / "docs" / "benchmarks.md", report.as_page(results, command))
+    except PublishError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _print_summary(console: Console, results: Results) -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loadtests.contenders import PEERS
 from loadtests.measure import Case
 from loadtests.statistics import Estimate, estimate, paired_ratio
 
@@ -52,10 +53,7 @@ COMPARED = ("requests_per_second", "mean_ms", "p99_ms", "cpu_us")
 GRANIAN_UVICORN = "Granian against uvicorn"
 SYNCED = "synced against unsynced"
 OPTIONS = "with options against without"
-CEILING = "against the constant answer"
-FASTAPI = "against FastAPI"
-READ_THEN_WRITE = "against read-then-write"
-QUESTIONS = (GRANIAN_UVICORN, SYNCED, OPTIONS, CEILING, FASTAPI, READ_THEN_WRITE)
+QUESTIONS = (GRANIAN_UVICORN, SYNCED, OPTIONS, *(peer.question for peer in PEERS.values()))
 
 
 class Analysis:
@@ -111,7 +109,7 @@ class Analysis:
     def saturated(self, case: Case) -> bool:
         """Whether in most rounds the load generator had no core left to ask faster."""
         runs = self.cases[case]
-        return sum(run["generator_saturated"] for run in runs) * 2 > len(runs)
+        return 2 * sum(bool(run["generator_saturated"]) for run in runs) > len(runs)
 
     def distribution(self, case: Case) -> list[tuple[float, float]]:
         """Percentage and milliseconds, each the median of the rounds."""
@@ -165,9 +163,10 @@ class Analysis:
         if b["app"] == "service":
             synced = same_server and a["store"] != "memory" and b["store"] == "memory"
             return SYNCED if synced else None
-        if b["app"] == "constant":
-            return CEILING if same_server else None
-        return FASTAPI if b["app"] == "fastapi" else READ_THEN_WRITE
+        peer = PEERS[b["app"]]
+        other_store = peer.is_service and a["store"] != b["store"]
+        other_server = not same_server and (peer.is_service or b["store"] == "none")
+        return None if other_store or other_server else peer.question
 
     def _ratio(self, question: str, ours: Case, theirs: Case, figure: str) -> Ratio | None:
         value = paired_ratio(self.values(ours, figure), self.values(theirs, figure))

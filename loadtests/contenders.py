@@ -14,28 +14,64 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loadtests.processes import Usage, free_port, port_is_taken, spawn, stop
-from loadtests.stores import Postgres, Unavailable, Valkey
+from loadtests.rig.processes import Unavailable, spawn, stop
+from loadtests.rig.waiting import free_port, port_is_taken
+from loadtests.stores import Postgres, Valkey
+from loadtests.usage import Usage
+from pythonricing.serve import servers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parent.parent
 
 #: A limit that no measurement reaches: every claim is admitted.
 UNLIMITED = 2**53 - 1
 
-SERVERS = ("granian", "uvicorn")
-STORES = ("redis", "unix", "memory", "postgresql")
-PEERS = {
-    "constant": "loadtests.peers.constant:app",
-    "fastapi": "loadtests.peers.fastapi_incr:app",
-    "read-then-write": "loadtests.peers.read_then_write:app",
-}
-SPELLING = re.compile(r"(?P<first>[a-z-]+)\+(?P<second>[a-z]+)(?:\[(?P<options>[^\[\]]*)\])?")
+#: The servers that serve/servers.py starts: a new one is an entry there.
+SERVERS = tuple(servers.SERVERS)
 
-#: Connections waiting to be accepted, and in Granian those being served: the same for both servers, and more than any
-#: measurement opens. Granian's own default divides its backlog by the workers.
-BACKLOG = "2048"
+#: How each store is started in a folder; None where the workers keep it in their memory.
+STORES: dict[str, Callable[[Path], Valkey | Postgres] | None] = {
+    "redis": Valkey,
+    "redis-fsync": partial(Valkey, fsync="always"),
+    "unix": partial(Valkey, unix=True),
+    "memory": None,
+    "postgresql": lambda folder: Postgres(),
+}
+
+
+@dataclass(frozen=True)
+class App:
+    """An application. `stores` are those that it can count in; the first is meant where none is named."""
+
+    target: str
+    stores: tuple[str, ...]
+    #: What a ratio of the service to it answers.
+    question: str = ""
+    #: Whether it has the service's API, beyond `GET /` and `GET /counters/default`.
+    is_service: bool = False
+
+
+#: Every peer has an entry here and a module in `peers/`.
+PEERS = {
+    "constant": App("loadtests.peers.constant:app", ("none",), "against the constant answer"),
+    "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",), "against FastAPI"),
+    "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",), "against read-then-write"),
+    "one-claim": App(
+        "loadtests.peers.one_claim:app",
+        ("redis", "redis-fsync", "unix", "postgresql"),
+        "against batches of one claim",
+        is_service=True,
+    ),
+}
+APPS = {"service": App("pythonricing.app:app", tuple(STORES), is_service=True), **PEERS}
+
+SPELLING = re.compile(r"(?P<words>[a-z-]+(?:\+[a-z-]+)+)(?:\[(?P<options>[^\[\]]*)\])?")
 
 #: Seconds until a refusal may no longer come from a worker's memory (PYTHONRICING_HALT_CACHE), with a margin.
 AFTER_RESET = 0.25
@@ -61,20 +97,25 @@ class Contender:
         match = SPELLING.fullmatch(text)
         if match is None:
             raise ValueError(f"{text}: not like granian+redis, constant+uvicorn or granian+redis[--loop=asyncio]")
-        first, second, options = match["first"], match["second"], tuple((match["options"] or "").split())
-        if first in SERVERS and second in STORES:
-            return cls("service", first, second, options=options)
-        if first in PEERS and second in SERVERS:
-            return cls(first, second, "none" if first == "constant" else "redis", options=options)
+        options = tuple((match["options"] or "").split())
+        match match["words"].split("+"):
+            case [server, store] if server in SERVERS and store in STORES:
+                return cls("service", server, store, options=options)
+            case [peer, server] if peer in PEERS and server in SERVERS:
+                return cls(peer, server, PEERS[peer].stores[0], options=options)
+            case [peer, server, store] if peer in PEERS and server in SERVERS and store in PEERS[peer].stores:
+                return cls(peer, server, store, options=options)
         raise ValueError(
             f"{text}: a contender is {'|'.join(SERVERS)} + {'|'.join(STORES)}, or {'|'.join(PEERS)} + "
-            f"{'|'.join(SERVERS)}"
+            f"{'|'.join(SERVERS)}, for some + a store"
         )
 
     @property
     def name(self) -> str:
-        words = f"[{' '.join(self.options)}]" if self.options else ""
-        return (f"{self.server}+{self.store}" if self.app == "service" else f"{self.app}+{self.server}") + words
+        words = [self.server] if self.app == "service" else [self.app, self.server]
+        if self.app == "service" or self.store != APPS[self.app].stores[0]:
+            words.append(self.store)
+        return "+".join(words) + (f"[{' '.join(self.options)}]" if self.options else "")
 
     @property
     def key(self) -> str:
@@ -82,8 +123,13 @@ class Contender:
         return f"{self.name} x{self.workers}"
 
     @property
+    def is_service(self) -> bool:
+        """Whether it has the service's API: readiness, named counters, resets."""
+        return APPS[self.app].is_service
+
+    @property
     def counts(self) -> bool:
-        return self.app != "constant"
+        return self.store != "none"
 
     @property
     def synced(self) -> bool:
@@ -94,13 +140,11 @@ class Contender:
         return replace(self, workers=workers)
 
     def command(self, port: int) -> list[str]:
-        """The server's command line, as anybody would type it."""
-        target = PEERS.get(self.app, "pythonricing.app:app")
+        """The server's command line, as anybody would type it after `python -m`."""
+        target = APPS[self.app].target
         words = [word for word in self.options if not word.startswith("PYTHONRICING_")]
-        shared = ["--host", "127.0.0.1", "--port", str(port), "--workers", str(self.workers), "--backlog", BACKLOG]
-        if self.server == "granian":
-            return ["granian", "--interface", "asgi", *shared, "--backpressure", BACKLOG, *words, target]
-        return ["uvicorn", *shared, "--no-access-log", *words, target]
+        line = servers.command(self.server, target, host="127.0.0.1", port=port, workers=self.workers)
+        return [self.server, *line[:-1], *words, target]
 
     def environment(self, store_url: str, limit: int, token: str) -> dict[str, str]:
         """What the application is told; settings of the caller's own PYTHONRICING_* variables are left out."""
@@ -120,7 +164,7 @@ class Running:
         self.limit = limit
         self.token = token or secrets.token_hex(16)
         self.store: Valkey | Postgres | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="loadtests-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="loadtests-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: subprocess.Popen[bytes] | None = None
         try:
@@ -147,13 +191,8 @@ class Running:
         return self._process.pid
 
     def _open_store(self) -> Valkey | Postgres | None:
-        match self.contender.store:
-            case "redis" | "unix" as kind:
-                return Valkey(self._folder, unix=kind == "unix")
-            case "postgresql":
-                return Postgres(self._folder)
-            case _:
-                return None
+        start = STORES.get(self.contender.store)
+        return start(self.folder) if start else None
 
     def _start(self) -> None:
         if port_is_taken(self.port):
@@ -161,7 +200,7 @@ class Running:
         command = [sys.executable, "-m", *self.contender.command(self.port)]
         url = self.store.url if self.store else "memory://"
         # What it logs is read away, as a container's runtime does, and the end of it kept for when something is wrong.
-        with (self._folder / "output").open("wb") as kept:
+        with (self.folder / "output").open("wb") as kept:
             self._reader = subprocess.Popen(
                 ["tail", "-c", "8192"], stdin=subprocess.PIPE, stdout=kept, start_new_session=True
             )
@@ -173,7 +212,7 @@ class Running:
         self._wait_until_quiet()
 
     def _wait_until_answering(self) -> None:
-        path = "/readyz" if self.contender.app == "service" else "/counters/default"
+        path = "/readyz" if self.contender.is_service else "/counters/default"
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -202,7 +241,7 @@ class Running:
     def last_words(self) -> str:
         """The last line that it printed; only once it has ended."""
         self._stop_server()
-        lines = (self._folder / "output").read_text(errors="replace").strip().splitlines()
+        lines = (self.folder / "output").read_text(errors="replace").strip().splitlines()
         return lines[-1].strip()[:300] if lines else "it printed nothing"
 
     def usage(self) -> Usage:
@@ -211,14 +250,14 @@ class Running:
     def reset(self) -> None:
         """Set the counter to 0. Workers that count for themselves are only reached by starting them anew."""
         match self.contender:
-            case Contender(app="service", synced=True):
+            case Contender(is_service=True, synced=True):
                 request = urllib.request.Request(
                     f"{self.url}/counters/default", method="DELETE", headers={"Authorization": f"Bearer {self.token}"}
                 )
                 with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=10):
                     pass
                 time.sleep(AFTER_RESET)
-            case Contender(app="service"):
+            case Contender(is_service=True):
                 self._stop_server()
                 self._start()
             case Contender(counts=True):
@@ -238,7 +277,7 @@ class Running:
         self._stop_server()
         if self.store is not None:
             self.store.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 __all__ = ["ROOT", "UNLIMITED", "Contender", "ContenderError", "Running", "Unavailable"]

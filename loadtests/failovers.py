@@ -1,6 +1,7 @@
 """Failovers, a migration and partitions under load: what clients were told, held against what is promised.
 
-`python -m loadtests.failovers --rounds 10` does every drill that often and prints the README's table.
+`python -m loadtests.failovers --rounds 10` does every drill that often and prints the table; `--publish` writes it into
+docs/failovers.md, too.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import psutil
 
+from loadtests.contenders import ROOT
 from loadtests.machine import describe
+from loadtests.publish import PublishError, publish
 from loadtests.rig.clients import History
-from loadtests.rig.harness import Load, judge, tail
+from loadtests.rig.cluster import ClusterServers
+from loadtests.rig.judge import judge, numbers_of_workers, tail
+from loadtests.rig.load import TOKEN, Load, put_counters
 from loadtests.rig.proxy import Proxy
-from loadtests.rig.redis import ClusterServers, SentinelServers, redis_programs
+from loadtests.rig.redis import redis_programs
+from loadtests.rig.sentinels import SentinelServers
 from loadtests.rig.service import Service
 from loadtests.rig.waiting import wait_until
 
@@ -34,8 +40,9 @@ if TYPE_CHECKING:
 
     from loadtests.rig.redis import RedisServer
 
-TOKEN = "let-me"
-LIMIT = 3_000
+#: Of each counter.
+LIMIT = 1_500
+COUNTERS = ("default", "seats")
 #: Claims that end before anything breaks.
 BEFORE = 500
 #: Clients, and the seconds that each rests after an answer: below 1,600 claims a second, so that no machine is fast
@@ -59,37 +66,27 @@ class Outcome:
     unanswered: int
     #: The longest time between two answers that were 200 or 429, from the fault on; None: no such answer came.
     seconds: float | None
-    #: Whether the counter was closed (503 State lost) until an operator speaks.
+    #: Whether a counter was closed (503 State lost) until an operator speaks.
     closed: bool
 
 
 def outcome(history: History, fault: float, served: History | None = None) -> Outcome:
     """Sum up a history whose fault was at this monotonic time; `served` is the part whose service is timed."""
-    owned = history.owned()
+    owned = [(name, number) for name in history.counters() for number in history.of(name).owned()]
     times = sorted(call.at for call in (served or history).calls if call.status in (200, 429))
     return Outcome(
         admitted=len(owned),
         distinct=len(set(owned)),
-        over=len(owned) - len({number for number in owned if number <= LIMIT}),
+        over=len(owned) - len({(name, number) for name, number in owned if number <= LIMIT}),
         unanswered=sum(1 for call in history.calls if call.status not in (200, 429)),
         seconds=max((after - before for before, after in pairwise(times) if after > fault), default=None),
-        closed=is_closed(history),
+        closed=bool(closed(history)),
     )
 
 
-def is_closed(history: History) -> bool:
-    return any(call.status == 503 and call.body["title"] == "State lost" for call in history.calls)
-
-
-def numbers_of_workers(*services: Service) -> dict[int, list[int]]:
-    """The numbers that each worker has given, by its process id, from the log."""
-    numbers: dict[int, list[int]] = {}
-    for service in services:
-        for record in service.log():
-            if "request_count" in (extra := record["extra"]):
-                last = extra["request_count"]
-                numbers.setdefault(record["process"]["id"], []).extend(range(last - extra["n"] + 1, last + 1))
-    return numbers
+def closed(history: History) -> set[str]:
+    """The counters that were closed."""
+    return {call.counter for call in history.calls if call.status == 503 and call.body["title"] == "State lost"}
 
 
 def judge_workers(history: History, *services: Service) -> None:
@@ -97,8 +94,8 @@ def judge_workers(history: History, *services: Service) -> None:
 
     No worker gives a number twice, none is above the limit, and every answer is a 200, 429 or 503.
     """
-    twice = {pid: len(n) - len(set(n)) for pid, n in numbers_of_workers(*services).items() if len(n) > len(set(n))}
-    above = [number for number in history.owned() if number > LIMIT]
+    twice = {whose: len(n) - len(set(n)) for whose, n in numbers_of_workers(*services).items() if len(n) > len(set(n))}
+    above = [number for call in history.calls for number in call.numbers if number > LIMIT]
     others = set(history.statuses()) - {200, 429, 503}
     verdict = [twice, above, others]
     assert not any(verdict), f"{twice=} {above=} {others=}\n{history.summary()}\n{tail(services[0])}"
@@ -115,7 +112,7 @@ class Drill:
 
     def __init__(self, folder: Path, *, confirm: int = 0, on_loss: str = "halt") -> None:
         self.folder = folder
-        self._settings = {"store_replicas": confirm, "on_loss": on_loss, "limit": LIMIT, "admin_token": TOKEN}
+        self._settings: dict[str, Any] = {"store_replicas": confirm, "on_loss": on_loss, "admin_token": TOKEN}
         self._stack = ExitStack()
         self.services: list[Service] = []
         self.loads: list[Load] = []
@@ -145,26 +142,36 @@ class Drill:
         service = Service(self.folder, url, workers=workers, **self._settings)
         self._stack.callback(service.stop)
         self.services.append(service)
-        return service.start("/readyz")
+        service.start("/readyz")
+        put_counters(service, LIMIT, COUNTERS)
+        return service
 
     def load(self, service: Service) -> Load:
-        load = Load(service, clients=CLIENTS, rest=REST)
+        load = Load(service, counters=COUNTERS, clients=CLIENTS, rest=REST)
         self._stack.callback(load.stop)
         self.loads.append(load)
         return load
 
     def begin(self, url: str) -> tuple[Service, Load]:
-        """A service under load, of which every worker has given numbers."""
+        """A service under load, of which every worker has given numbers of each counter."""
         service = self.serve(url)
         load = self.load(service)
         load.wait_for(BEFORE)
-        wait_until(lambda: len(numbers_of_workers(service)) == service.workers, "every worker to admit claims")
+        wait_until(
+            lambda: len(numbers_of_workers(service)) == service.workers * len(COUNTERS), "every worker to admit claims"
+        )
         return service, load
 
     def end(self) -> History:
-        """Wait until every service refuses because the limit is reached, or has closed the counter; stop the loads."""
+        """Wait until every service has, of each counter, reached the limit or closed it; then stop the loads."""
+
+        def ended(load: Load, name: str) -> bool:
+            history = load.history.of(name)
+            return 429 in history.statuses() or bool(closed(history))
+
         for load in self.loads:
-            wait_until(lambda load=load: 429 in load.history.statuses() or is_closed(load.history), "the limit")  # type: ignore[misc]
+            for name in COUNTERS:
+                wait_until(partial(ended, load, name), f"the limit of {name}")
         return History([call for load in self.loads for call in load.stop().calls])
 
 
@@ -197,15 +204,15 @@ def sentinel_failover(folder: Path, harm: Harm, *, confirm: int = 0, replicas: i
         bring_back(harm, old)
         history = drill.end()
         if confirm == replicas:
-            assert not is_closed(history), tail(service)
+            assert not closed(history), tail(service)
             judge(history, service, limit=LIMIT, statuses={200, 429, 503})
         else:
             judge_workers(history, service)
         return outcome(history, fault)
 
 
-def leave_behind(replica: RedisServer, master: RedisServer) -> int:
-    """Cut a replica off from its master for good, and return the count that it has."""
+def leave_behind(replica: RedisServer, master: RedisServer) -> dict[str, int]:
+    """Cut a replica off from its master for good, and return the counts that it has."""
     # The master asks for no password and refuses one, so the replica can't come back; Sentinels reach it as before.
     replica.run("CONFIG", "SET", "masterauth", "wrong")
     wait_until(
@@ -215,7 +222,7 @@ def leave_behind(replica: RedisServer, master: RedisServer) -> int:
         ),
         "the replica to lose its master",
     )
-    return int(replica.run("HGET", "pythonricing:{default}", "count"))
+    return {name: int(replica.run("HGET", f"pythonricing:{{{name}}}", "count")) for name in COUNTERS}
 
 
 def lagging_replica(folder: Path, *, on_loss: str = "halt", confirm: int = 0) -> Outcome:
@@ -229,9 +236,9 @@ def lagging_replica(folder: Path, *, on_loss: str = "halt", confirm: int = 0) ->
         old, behind = servers.master, servers.replicas[0]
         for other in servers.replicas[1:]:
             other.run("CONFIG", "SET", "replica-priority", "200")
-        count = leave_behind(behind, old)
+        counts = leave_behind(behind, old)
         wait_until(
-            lambda: all(max(numbers) > count for numbers in numbers_of_workers(service).values()),
+            lambda: all(max(numbers) > counts[name] for (_, name), numbers in numbers_of_workers(service).items()),
             "every worker to know more than the replica",
         )
         fault = strike("kill", old)
@@ -240,12 +247,12 @@ def lagging_replica(folder: Path, *, on_loss: str = "halt", confirm: int = 0) ->
         bring_back("kill", old)
         history = drill.end()
         judge_workers(history, service)
-        assert is_closed(history) == (on_loss == "halt"), tail(service)
+        assert closed(history) == (set(COUNTERS) if on_loss == "halt" else set()), tail(service)
         return outcome(history, fault)
 
 
 def cluster_failover(folder: Path, harm: Harm, *, confirm: int = 0) -> Outcome:
-    """The master of the counter's shard dies or falls silent; once its replica is promoted, it comes back."""
+    """The master of the shard of `default` dies or falls silent; once its replica is promoted, it comes back."""
     with Drill(folder, confirm=confirm) as drill:
         servers = drill.cluster(*options(confirm), replicas_each=1)
         service, _ = drill.begin(servers.url)
@@ -256,7 +263,7 @@ def cluster_failover(folder: Path, harm: Harm, *, confirm: int = 0) -> Outcome:
         bring_back(harm, old)
         history = drill.end()
         if confirm:
-            assert not is_closed(history), tail(service)
+            assert not closed(history), tail(service)
             judge(history, service, limit=LIMIT, statuses={200, 429, 503})
         else:
             judge_workers(history, service)
@@ -264,7 +271,7 @@ def cluster_failover(folder: Path, harm: Harm, *, confirm: int = 0) -> Outcome:
 
 
 def migration(folder: Path) -> Outcome:
-    """The counter's slot moves to another shard, and back, a key at a time."""
+    """The slot of `default` moves to another shard, and back, a key at a time."""
     with Drill(folder) as drill:
         servers = drill.cluster(*options(0))
         service, load = drill.begin(servers.url)
@@ -322,7 +329,7 @@ def partition(folder: Path, *, confirm: int = 0) -> Outcome:
         history = drill.end()
         if confirm:
             assert asked == 503
-            assert not is_closed(history), tail(minority)
+            assert not closed(history), tail(minority)
             judge(history, majority, minority, limit=LIMIT, statuses={200, 429, 503})
         else:
             judge_workers(history, minority, majority)
@@ -342,7 +349,7 @@ def cluster(harm: Harm, confirm: int) -> Callable[[Path], Outcome]:
     return partial(cluster_failover, harm=harm, confirm=confirm)
 
 
-#: The README's rows.
+#: The table's rows.
 DRILLS: dict[str, Callable[[Path], Outcome]] = {
     "Sentinel, 2 replicas, SIGKILL": sentinel("kill", 2, 0),
     "Sentinel, 2 replicas, SIGSTOP": sentinel("pause", 2, 0),
@@ -378,17 +385,24 @@ def row(name: str, outcomes: list[Outcome]) -> str:
 @click.command()
 @click.option("--rounds", default=10, show_default=True, help="How often each drill is done.")
 @click.option("--only", default="", help="Only drills whose name contains this.")
-def main(rounds: int, only: str) -> None:
+@click.option("--publish", "published", is_flag=True, help="Write the table into docs/failovers.md, too.")
+def main(rounds: int, only: str, published: bool) -> None:
     """Do every drill and print what clients were told, as a Markdown table."""
     machine = describe()
     store = subprocess.run([redis_programs()[0], "--version"], capture_output=True, text=True, check=True).stdout
-    click.echo(
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        click.echo(line)
+
+    say(
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['kernel']}, {machine['python']}, Granian {machine['versions']['granian']}, "
-        f"{store.split(' sha')[0].replace('server v=', '')}; {LIMIT:,} numbers a round\n"
+        f"{store.split(' sha')[0].replace('server v=', '')}; {len(COUNTERS)} counters of {LIMIT:,} numbers a round\n"
     )
-    click.echo("| | rounds | admitted | distinct | over the limit | unanswered | seconds without service | closed |")
-    click.echo("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    say("| | rounds | admitted | distinct | over the limit | unanswered | seconds without service | closed |")
+    say("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     broken = 0
     for name, drill in DRILLS.items():
         if only not in name:
@@ -402,7 +416,14 @@ def main(rounds: int, only: str) -> None:
                     broken += 1
                     click.echo(f"{name}: {error}", err=True)
         if outcomes:
-            click.echo(row(name, outcomes))
+            say(row(name, outcomes))
+    if published:
+        if broken or only:
+            raise click.ClickException("not published: every drill has to be done, and to keep its promises")
+        try:
+            publish(ROOT / "docs" / "failovers.md", "\n".join(lines))
+        except PublishError as error:
+            raise click.ClickException(str(error)) from None
     sys.exit(broken > 0)
 
 

@@ -27,7 +27,7 @@ from locust import FastHttpUser, LoadTestShape, events, task
 from loadtests import side_by_side
 from loadtests.checks import Checker, Wrong
 from loadtests.contenders import Contender, ContenderError, Running, Unavailable
-from loadtests.processes import port_is_taken
+from loadtests.rig.waiting import port_is_taken
 
 if TYPE_CHECKING:
     from locust.contrib.fasthttp import ResponseContextManager
@@ -151,7 +151,9 @@ class SaleOpens(LoadTestShape):
     use_common_options = True
 
     def tick(self) -> tuple[int, float] | None:
+        assert self.runner is not None
         options = self.runner.environment.parsed_options
+        assert options is not None
         if self.get_run_time() > (options.run_time or 20):
             return None
         users = options.num_users or 200
@@ -215,7 +217,8 @@ class SideBySide:
         self.stack.close()
 
     def _in_play(self, server: side_by_side.Server) -> list[type[ClaimUser]]:
-        return [kind for kind in self.environment.user_classes if getattr(kind, "server", None) is server]
+        classes = [kind for kind in self.environment.user_classes if issubclass(kind, ClaimUser)]
+        return [kind for kind in classes if getattr(kind, "server", None) is server]
 
     def start_test(self) -> None:
         """Every figure at 0. Nothing that takes time: until it is done, Locust's page sees no test running."""

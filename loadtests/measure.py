@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from loadtests import audit, machine, tools
 from loadtests.contenders import UNLIMITED, Contender, ContenderError, Running, Unavailable
-from loadtests.processes import machine_busy_seconds
 from loadtests.tools import TOOLS, Load, Outcome, ToolError
+from loadtests.usage import machine_busy_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,7 +94,7 @@ def plan(options: Options) -> tuple[list[Contender], list[Case]]:
         for connections in options.connections[1:]:
             cases |= dict.fromkeys(Case(contender.key, tool, connections) for contender in swept)
     if "wrk" in options.tools:
-        named = [contender for contender in base if contender.app == "service" and contender.store != "memory"]
+        named = [contender for contender in base if contender.is_service and contender.store != "memory"]
         for counters in options.counters[1:]:
             cases |= dict.fromkeys(Case(contender.key, "wrk", options.connections[0], counters) for contender in named)
     return list(up), list(cases)
@@ -144,7 +144,7 @@ class Lab:
         self.options = options
         self.results = Results(asdict(options), machine.describe(), skipped=skipped or [])
         self._progress = progress
-        self._up: dict[str, Running] = {}
+        self.up: dict[str, Running] = {}
         self._dead: set[str] = set()
         self._begun = 0.0
 
@@ -154,20 +154,20 @@ class Lab:
         self.results.started = time.strftime("%Y-%m-%d %H:%M:%S %z")
         contenders, cases = plan(self.options)
         try:
-            with _on_signals(self._interrupt):
+            with on_signals(self.interrupt):
                 self._audit(contenders)
-                self._start(contenders)
+                self.start(contenders)
                 self._warm_up()
-                self._measure(cases)
+                self.measure(cases)
         except KeyboardInterrupt:
             self.results.interrupted = True
         finally:
-            with _on_signals(signal.SIG_IGN), ThreadPoolExecutor(8) as pool:  # a second Ctrl-C doesn't end this
-                list(pool.map(Running.close, self._up.values()))
+            with on_signals(signal.SIG_IGN), ThreadPoolExecutor(8) as pool:  # a second Ctrl-C doesn't end this
+                list(pool.map(Running.close, self.up.values()))
         self.results.seconds = time.monotonic() - self._begun
         return self.results
 
-    def _interrupt(self, *_: object) -> None:
+    def interrupt(self, *_: object) -> None:
         self.results.interrupted = True
         raise KeyboardInterrupt
 
@@ -201,18 +201,18 @@ class Lab:
                 continue
             record = found.to_json(contender)
             self.results.audits[contender.key] = record
-            if contender.app == "service" and contender.synced and record["verdict"] != "exact":
+            if contender.is_service and contender.synced and record["verdict"] != "exact":
                 self._error(f"{contender.key}: {record['verdict']}")
 
-    def _start(self, contenders: list[Contender]) -> None:
+    def start(self, contenders: list[Contender]) -> None:
         alive = [contender for contender in contenders if not {contender.key, contender.name} & self._dead]
         self._progress.phase("Starting", len(alive))
         for contender in alive:
             self._step(contender.key)
             try:
                 running = Running(contender, self.options.start_limit)
-                self._up[contender.key] = running
-                if contender.app == "service" and contender.store != "memory":
+                self.up[contender.key] = running
+                if contender.is_service and contender.store != "memory":
                     _create_counters(running, max(self.options.counters))
             except (Unavailable, ContenderError, OSError) as error:
                 self._error(f"{contender.key}: {error}")
@@ -227,14 +227,14 @@ class Lab:
 
     def _drop(self, key: str) -> None:
         self._dead.add(key)
-        if (running := self._up.pop(key, None)) is not None:
+        if (running := self.up.pop(key, None)) is not None:
             running.close()
 
     def _warm_up(self) -> None:
         """Load on every contender that is not counted."""
         tool = self.options.sweep_tool
-        self._progress.phase("Warming up", len(self._up))
-        for key, running in list(self._up.items()):
+        self._progress.phase("Warming up", len(self.up))
+        for key, running in list(self.up.items()):
             self._step(key)
             audit.warm_up_reading(running.port)
             if tool is None or self.options.scenario == "sale":
@@ -243,7 +243,7 @@ class Lab:
             with contextlib.suppress(ToolError):  # it will say so again when it counts
                 tools.run(TOOLS[tool], running.url, load, check=False)
 
-    def _measure(self, cases: list[Case]) -> None:
+    def measure(self, cases: list[Case]) -> None:
         """The rounds, each in an order of its own."""
         draw = random.Random(self.options.seed)
         single = sum(case.tool in self.options.once for case in cases)
@@ -255,11 +255,14 @@ class Lab:
                     self.results.skipped.append(f"what was left from round {number} on: the time was up")
                     return
                 self._step(f"round {number}: {case.tool} on {case.contender}, {case.connections} connections")
-                if case.contender in self._up:
-                    self._measure_case(case, number)
+                if self.is_up(case.contender):
+                    self.measure_case(case, number)
 
-    def _measure_case(self, case: Case, number: int) -> None:
-        running = self._up[case.contender]
+    def is_up(self, contender: str) -> bool:
+        return contender in self.up
+
+    def measure_case(self, case: Case, number: int) -> None:
+        running = self.up[case.contender]
         try:
             run = {**asdict(case), "round": number, **self._figures(case, running)}
         except ToolError as error:
@@ -274,7 +277,7 @@ class Lab:
             self._progress.measured(run)
 
     def _lost(self, case: Case, number: int) -> None:
-        self._error(f"{case.contender}, round {number}: it ended: {self._up[case.contender].last_words()}")
+        self._error(f"{case.contender}, round {number}: it ended: {self.up[case.contender].last_words()}")
         self._drop(case.contender)
 
     def _figures(self, case: Case, running: Running) -> dict[str, Any]:
@@ -343,7 +346,7 @@ def _create_counters(running: Running, counters: int) -> None:
 
 
 @contextlib.contextmanager
-def _on_signals(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
+def on_signals(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
     """Ctrl-C and SIGTERM are handled so."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -22,7 +22,7 @@ GREY = "#808890"
 #: Mid tones, told apart on white and on black.
 COLOURS = ("#2f81f7", "#e0823d", "#3fa45b", "#d1537f", "#8a6fe0", "#1f9e9e", "#b59a1e", "#a0694b", "#7f8c99", "#d84a3a")
 
-STYLE = {
+STYLE: Any = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,

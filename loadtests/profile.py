@@ -17,10 +17,12 @@ from loadtests import tools
 from loadtests.contenders import UNLIMITED, Contender, Running
 
 if TYPE_CHECKING:
-    from loadtests.tools import Tool
+    from concurrent.futures import Future
 
-#: Seconds of a server's CPU time after which it counts as loaded.
-BUSY_SECONDS = 0.2
+    from loadtests.tools import Outcome, Tool
+
+#: The share of a core from which on a server counts as loaded.
+BUSY = 0.1
 
 
 class ProfileError(Exception):
@@ -38,12 +40,10 @@ def profile(contender: Contender, tool: Tool, seconds: int, connections: int, ou
         raise ProfileError("py-spy is not installed: make test installs it")
     output.parent.mkdir(parents=True, exist_ok=True)
     with Running(contender, UNLIMITED) as running, ThreadPoolExecutor(1) as pool:
-        load = tools.Load(connections=connections, requests=10_000_000, seconds=seconds + 2)
-        worker = _worker(running.pid)
-        begun = running.usage()
+        load = tools.Load(connections=connections, requests=10_000_000, seconds=seconds + 5)
+        worker = youngest(running.pid)
         generator = pool.submit(tools.run, tool, running.url, load)
-        while running.usage().cpu_since(begun) < BUSY_SECONDS and not generator.done():
-            time.sleep(0.05)  # Locust takes a few seconds to start
+        _wait_for_load(running, generator)
         done = subprocess.run(
             [
                 *(program, "record", "--pid", str(worker), "--duration", str(seconds), "--rate", "500"),
@@ -61,7 +61,18 @@ def profile(contender: Contender, tool: Tool, seconds: int, connections: int, ou
     return output
 
 
-def _worker(pid: int) -> int:
-    """The worker: the youngest process of a server with one worker."""
+def _wait_for_load(running: Running, generator: Future[Outcome]) -> None:
+    """Until the server has work to do: Locust takes seconds to start, more on a busy machine."""
+    before, since = running.usage(), time.monotonic()
+    while not generator.done():
+        time.sleep(0.25)
+        usage, now = running.usage(), time.monotonic()
+        if usage.cpu_since(before) > BUSY * (now - since):
+            return
+        before, since = usage, now
+
+
+def youngest(pid: int) -> int:
+    """The youngest process of a server: its worker, if it has one."""
     server = psutil.Process(pid)
-    return max(server.children(recursive=True) or [server], key=psutil.Process.create_time).pid
+    return int(max(server.children(recursive=True) or [server], key=psutil.Process.create_time).pid)

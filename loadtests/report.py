@@ -95,6 +95,15 @@ def sections(analysis: Analysis) -> list[Section]:
     return parts
 
 
+def as_page(results: Results, command: str) -> str:
+    """The machine, the audits, the figures and their ratios in Markdown, for a page that has headings of its own."""
+    analysis = Analysis(results)
+    parts = [_head(results), _audits(results), *(_figures(analysis, tool) for tool in analysis.tools)]
+    parts += [_ratios(analysis), _losses(analysis)] if analysis.ratios() else []
+    parts[0].title = f"`{command}`"
+    return re.sub("^#+", "###", as_markdown(parts), flags=re.MULTILINE)
+
+
 def _head(results: Results) -> Section:
     machine, options = results.machine, results.options
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, make_response, request
 
-from loadtests.processes import Usage
 from loadtests.statistics import Histogram
+from loadtests.usage import Usage
 
 if TYPE_CHECKING:
     from flask import Response

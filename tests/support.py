@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from pythonricing.counting.journal import Journal
+
+#: A journal that keeps nothing.
+Silence = Journal
 
 
-class Silence:
-    """A journal that keeps nothing (see pythonricing.counters.Journal)."""
+class Recorder(Journal):
+    """A journal that keeps every event that it is told of."""
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments: None
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in vars(Journal) and not name.startswith("_"):
+            return lambda *what: self.told.append((name, *what))
+        return super().__getattribute__(name)

@@ -78,6 +78,6 @@ python3 -m compileall -q --invalidation-mode unchecked-hash -s "$root" -p / "$ro
 chroot "$root" /usr/bin/python3 -B -I -c '
 import asyncio, sys
 import granian.cli, granian.server, hiredis, prometheus_client.multiprocess, redis.asyncio, ssl, uvloop
-import pythonricing.app, pythonricing.serve.cli
+import pythonricing.serve.supervisor, pythonricing.serve.cli
 asyncio.run(asyncio.sleep(0), loop_factory=uvloop.new_event_loop)
 '

@@ -1,6 +1,7 @@
 """What most people would write: FastAPI, and one `INCR` over redis-py for each request. Exact, and simple."""
 
 import os
+from typing import Any
 
 import redis.asyncio as redis
 from fastapi import FastAPI
@@ -13,7 +14,7 @@ store = redis.from_url(os.environ["PEER_STORE"])
 
 
 @app.get("/")
-async def claim():
+async def claim() -> Any:
     count = await store.incr("count")
     if count > LIMIT:
         return JSONResponse({"request_count": LIMIT, "limit": LIMIT}, status_code=429)
@@ -21,5 +22,5 @@ async def claim():
 
 
 @app.get("/counters/default")
-async def read():
+async def read() -> Any:
     return {"count": min(int(await store.get("count") or 0), LIMIT), "limit": LIMIT}

@@ -8,6 +8,7 @@ import os
 
 import redis.asyncio as redis
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -16,7 +17,7 @@ LIMIT = int(os.environ["PEER_LIMIT"])
 store = redis.from_url(os.environ["PEER_STORE"])
 
 
-async def claim(request):
+async def claim(request: Request) -> JSONResponse:
     count = int(await store.get("count") or 0)
     if count >= LIMIT:
         return JSONResponse({"request_count": count, "limit": LIMIT}, status_code=429)
@@ -24,7 +25,7 @@ async def claim(request):
     return JSONResponse({"request_count": count + 1, "limit": LIMIT})
 
 
-async def read(request):
+async def read(request: Request) -> JSONResponse:
     return JSONResponse({"count": int(await store.get("count") or 0), "limit": LIMIT})
 
 

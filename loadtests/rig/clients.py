@@ -7,10 +7,11 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
 
 class Client:
@@ -59,6 +60,7 @@ class Call:
     status: int
     body: Any
     key: str | None = None
+    counter: str = "default"
     at: float = field(default_factory=time.monotonic)
 
     @property
@@ -76,6 +78,18 @@ class History:
 
     calls: list[Call] = field(default_factory=list)
 
+    def counters(self) -> list[str]:
+        """The counters that were claimed from."""
+        return sorted({call.counter for call in self.calls})
+
+    def of(self, counter: str) -> History:
+        """The answers about one counter."""
+        return History([call for call in self.calls if call.counter == counter])
+
+    def admitted(self) -> dict[str, int]:
+        """How many numbers claims own, of each counter."""
+        return {counter: len(self.of(counter).owned()) for counter in self.counters()}
+
     def statuses(self) -> dict[int, int]:
         seen: dict[int, int] = {}
         for call in self.calls:
@@ -85,7 +99,7 @@ class History:
     def owned(self) -> list[int]:
         """Every number that some claim owns, sorted; one that is owned twice stands there twice.
 
-        Calls with one idempotency key are one claim.
+        Only for a history of one counter. Calls with one idempotency key are one claim.
         """
         keyed = {(call.key, number) for call in self.calls if call.key is not None for number in call.numbers}
         plain = [number for call in self.calls if call.key is None for number in call.numbers]
@@ -105,7 +119,7 @@ async def hammer(
     port: int,
     clients: int,
     claims: Iterable[int],
-    path: str = "/counters/default",
+    path: str | Sequence[str] = "/counters/default",
     keys: bool = False,
     *,
     retry: Collection[int] = (),
@@ -115,23 +129,26 @@ async def hammer(
 ) -> History:
     """Send a claim of each size in `claims` from as many keep-alive clients, as fast as they are answered.
 
+    Where `path` is several, the claims go to each in turn.
+
     With `keys`, each claim has an idempotency key; an answer whose status is in `retry` (0: none came) is then asked
     for again with it. A client waits for `rest` seconds after any answer, and for `pace` after any but 200.
     """
     history = History() if history is None else history
-    sizes = iter(claims)
+    work = zip(claims, cycle([path] if isinstance(path, str) else path), strict=False)
 
     async def run(number: int) -> None:
         client = Client(port)
-        for index, n in enumerate(sizes):
+        for index, (n, target) in enumerate(work):
+            counter = target.removeprefix("/counters/").strip("/") or "default"
             key = f"{number}-{index}-{os.urandom(8).hex()}" if keys else None
-            headers = {"Idempotency_Key": key} if key else {}
+            headers: dict[str, Any] = {"Idempotency_Key": key} if key else {}
             while True:
                 try:
-                    status, body = await client.request(f"{path}?n={n}" if n != 1 else path, **headers)
+                    status, body = await client.request(f"{target}?n={n}" if n != 1 else target, **headers)
                 except (OSError, asyncio.IncompleteReadError):
                     status, body = 0, None
-                history.calls.append(Call(n, status, body, key))
+                history.calls.append(Call(n, status, body, key, counter))
                 if status != 200 and pace:
                     await asyncio.sleep(pace)
                 if rest:

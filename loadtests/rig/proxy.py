@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from loadtests.rig.waiting import PATIENCE, free_port
+from loadtests.rig.waiting import PATIENCE, free_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -146,6 +146,10 @@ class Proxy:
         """Let every client reach the store again, over new connections."""
         self.reachable_from = lambda client: True
         self._call(self._drop(lambda pipe: pipe.mute))
+
+    def wait_for_a_lost_reply(self) -> None:
+        before = self.swallowed
+        wait_until(lambda: self.swallowed > before, "a reply to be lost")
 
     def release(self) -> None:
         """Deliver the commands that were held back."""

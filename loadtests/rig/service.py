@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 from loadtests.rig.clients import Client
 from loadtests.rig.waiting import PATIENCE, free_port, wait_until
+from pythonricing.serve import servers
 
 #: This checkout.
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,26 +53,25 @@ class Service:
         # This checkout, whichever is installed.
         self.environment["PYTHONPATH"] = str(ROOT)
         scripts = Path(sys.executable).parent
-        log_config = ROOT / "pythonricing" / "serve" / "granian-log.json"
         common = ["--workers", str(workers), "--port", str(self.port)]
+        where = {"host": "127.0.0.1", "port": self.port, "workers": workers}
+        granian = servers.command("granian", servers.APP, **where, log_config=servers.LOG_CONFIG)
         self.command = {
             "serve": [str(scripts / "pythonricing"), "serve", *common],
             "serve-uvicorn": [str(scripts / "pythonricing"), "serve", "--server", "uvicorn", *common],
-            "granian": [
-                *(str(scripts / "granian"), "--interface", "asgi", *common, "--backpressure", "1024", "--no-ws"),
-                *("--respawn-failed-workers", "--workers-kill-timeout", "30"),
-                *("--log-config", str(log_config), "pythonricing.app:app"),
-            ],
+            "granian": [str(scripts / "granian"), *granian],
             "granian-plain": [str(scripts / "granian"), "--interface", "asgi", *common, "pythonricing.app:app"],
             "uvicorn-plain": [str(scripts / "uvicorn"), *common, "pythonricing.app:app"],
-            "uvicorn": [str(scripts / "uvicorn"), *common, "--no-access-log", "pythonricing.app:app"],
+            "uvicorn": [str(scripts / "uvicorn"), *servers.command("uvicorn", servers.APP, **where)],
         }[command]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, wait_for: str = "/livez") -> Service:
         """Start it and wait until `wait_for` answers 200."""
         with self.output.open("ab") as output, self.errors.open("ab") as errors:
-            self.process = subprocess.Popen(self.command, stdout=output, stderr=errors, env=self.environment)
+            self.process = subprocess.Popen(
+                self.command, stdout=output, stderr=errors, env=self.environment, preexec_fn=default_signals
+            )
         if wait_for:
             wait_until(lambda: self.get(wait_for)[0] == 200, f"{wait_for}\n{self.errors.read_text()}")
         if wait_for == "/readyz" and not {"memory://", "WARNING"} & set(self.environment.values()):
@@ -134,3 +134,9 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
     """This process's environment with these settings and no others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHONRICING_")}
     return kept | {f"PYTHONRICING_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def default_signals() -> None:
+    """Undo what a child inherits under `nohup` and a shell's `&`, which let it ignore SIGHUP and SIGINT."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)

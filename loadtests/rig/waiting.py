@@ -37,6 +37,17 @@ def free_port() -> int:
             return port
 
 
+def port_is_taken(port: int) -> bool:
+    """Whether something listens there, even with SO_REUSEPORT, where a second server would silently share."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+        return False
+
+
 def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
     """Wait for `condition` to return something true, and return it."""
     deadline = time.monotonic() + patience

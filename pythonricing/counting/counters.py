@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pythonricing.counting.lane import Lane, Worker
 from pythonricing.counting.model import DEFAULT, NoSuchCounter, Seen, StateLost, StoreError, StoreUnavailable
+from pythonricing.counting.store import trouble
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -60,7 +61,7 @@ class Counters:
         # Here and not when it is made: a server may fork its workers later.
         self._worker.loop = self._loop = asyncio.get_running_loop()
         self._worker.id = uuid.uuid4().hex
-        self._store.connected = self._connected
+        self._store.on_connect = self._on_connect
         await self._store.open()
         if self._worker.limit is None:
             self._worker.configured.set()
@@ -136,14 +137,14 @@ class Counters:
         async with self._answered():
             unreachable = await self._store.probe()
         for lane in [lane for lane in self._lanes.values() if lane.lost]:
-            if unreachable and self._store.node(lane.name) in unreachable:
+            if unreachable and self._store.server_of(lane.name) in unreachable:
                 continue
             try:
                 await self.read(lane.name)
             except NoSuchCounter:
                 if lane.task is None:  # another lane must not send while this one does
                     self._lanes.pop(lane.name, None)
-        if not unreachable or self._store.node(DEFAULT) not in unreachable:
+        if not unreachable or self._store.server_of(DEFAULT) not in unreachable:
             await self.read(DEFAULT)
         return unreachable
 
@@ -179,9 +180,9 @@ class Counters:
                 await self._store.ready(name)
                 yield
         except TimeoutError:
-            raise StoreUnavailable(f"the store did not answer in time: {self._store.trouble}") from None
+            raise StoreUnavailable(f"the store did not answer in time: {trouble(self._store)}") from None
 
-    def _connected(self) -> None:
+    def _on_connect(self) -> None:
         """The store was connected, perhaps to a server that knows less: tell it what this worker has seen."""
         if self._telling is not None:
             self._telling.cancel()
@@ -194,7 +195,8 @@ class Counters:
         """
         lanes = sorted((lane for lane in self._lanes.values() if lane.seen_at), key=lambda lane: lane.seen_at)
         for lane in lanes[: -MAX_TOLD - 1 : -1]:
-            if lane.task is None and not lane.lost and self._store.nodes.get(self._store.node(lane.name), True):
+            connected = {server.name: server.connected for server in self._store.servers()}
+            if lane.task is None and not lane.lost and connected.get(self._store.server_of(lane.name), True):
                 with suppress(StoreError):
                     await self.read(lane.name)
 

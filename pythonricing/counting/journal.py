@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from pythonricing.counting.model import Seen
 
 
-class Journal(Protocol):
-    """Who is told of what happened to claims, a batch at a time."""
+class Journal:
+    """Who is told of what happened to claims, a batch at a time. This one keeps nothing of it."""
 
     def answered(self, name: str, claims: int, seconds: float) -> None:
         """The store answered a batch of this many claims, this long after it was sent (for the last time)."""
@@ -26,7 +26,7 @@ class Journal(Protocol):
         """Claims were given up before the store answered."""
 
     def orphaned(self, name: str, limit: int, admitted: Sequence[tuple[int, int]]) -> None:
-        """Claims were admitted after whoever made them was told otherwise or had left."""
+        """Claims were admitted after whoever made them was told otherwise or was gone."""
 
     def in_doubt(self, name: str, claims: int) -> None:
         """A batch was given up: whether its claims were admitted will not be known."""
@@ -44,19 +44,48 @@ class Journal(Protocol):
         """The store answered with an error."""
 
 
-class Journals:
-    """A journal that tells others what it is told: each of what it has a method for."""
+class Journals(Journal):
+    """A journal that tells others what it is told."""
 
-    def __init__(self, *journals: object) -> None:
+    def __init__(self, *journals: Journal) -> None:
         self._journals = journals
 
-    def __getattr__(self, event: str) -> Callable[..., None]:
-        tellers = [getattr(journal, event) for journal in self._journals if hasattr(journal, event)]
+    def answered(self, name: str, claims: int, seconds: float) -> None:
+        for journal in self._journals:
+            journal.answered(name, claims, seconds)
 
-        def tell(*what: Any) -> None:
-            for teller in tellers:
-                teller(*what)
+    def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
+        for journal in self._journals:
+            journal.settled(name, limit, admitted, refused)
 
-        # Looked up once.
-        setattr(self, event, tellers[0] if len(tellers) == 1 else tell)
-        return tell
+    def refused(self, name: str, claims: int) -> None:
+        for journal in self._journals:
+            journal.refused(name, claims)
+
+    def unavailable(self, name: str, claims: int) -> None:
+        for journal in self._journals:
+            journal.unavailable(name, claims)
+
+    def orphaned(self, name: str, limit: int, admitted: Sequence[tuple[int, int]]) -> None:
+        for journal in self._journals:
+            journal.orphaned(name, limit, admitted)
+
+    def in_doubt(self, name: str, claims: int) -> None:
+        for journal in self._journals:
+            journal.in_doubt(name, claims)
+
+    def lost(self, name: str, seen: Seen | None) -> None:
+        for journal in self._journals:
+            journal.lost(name, seen)
+
+    def raised(self, name: str, before: int, after: int) -> None:
+        for journal in self._journals:
+            journal.raised(name, before, after)
+
+    def found(self, name: str) -> None:
+        for journal in self._journals:
+            journal.found(name)
+
+    def failed(self, name: str, error: Exception) -> None:
+        for journal in self._journals:
+            journal.failed(name, error)

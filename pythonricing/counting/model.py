@@ -55,6 +55,20 @@ class KeyReused(Exception):
     """The idempotency key was used before for a claim of another size."""
 
 
+class Server(msgspec.Struct, frozen=True):
+    """A server of the store, as this worker knows it."""
+
+    #: How messages and metrics call it; "" while it isn't known which it is, and for a store that is told as a whole.
+    name: str
+    connected: bool
+    #: Connections made after the first one; over all servers of a store the sum never falls.
+    reconnects: int = 0
+    #: Why the last attempt to connect failed; "" if none has.
+    trouble: str = ""
+    #: Whether others, that is Sentinels, say that it is the one in charge.
+    elected: bool = False
+
+
 class Seen(msgspec.Struct, frozen=True):
     """The newest state of a counter that a worker knows of."""
 

@@ -5,35 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import Batch, Counter, Seen, Verdict
+    from pythonricing.counting.model import Batch, Counter, Seen, Server, Verdict
 
 
 class Store(Protocol):
     """Where counters live. Every method but `open` and `close` raises StoreUnavailable, StoreRejected or StateLost."""
 
     #: Called after each connection, the first one too: what it leads to may know less than the one before.
-    connected: Callable[[], None]
+    on_connect: Callable[[], None]
 
-    @property
-    def trouble(self) -> str:
-        """Why the store can't be reached, and which server of it, as far as is known."""
+    def servers(self) -> Sequence[Server]:
+        """The servers that hold counters, as far as they are known."""
 
-    @property
-    def reconnects(self) -> int:
-        """Connections made after the first one."""
-
-    @property
-    def nodes(self) -> Mapping[str, bool]:
-        """The servers that hold counters, and whether this worker is connected to each; empty if they aren't told."""
-
-    @property
-    def master(self) -> str | None:
-        """The server that others say is the one in charge; None if nobody has to be asked."""
-
-    def node(self, name: str) -> str:
-        """The server that holds a counter, as far as is known."""
+    def server_of(self, name: str) -> str:
+        """The name of the server that holds a counter, as far as is known."""
 
     async def open(self) -> None:
         """Start connecting. Doesn't wait for it and doesn't fail while the store is away."""
@@ -71,3 +58,8 @@ class Store(Protocol):
 
     async def browse(self, limit: int) -> list[Counter]:
         """The first `limit` counters by name, lost ones too; doesn't create any."""
+
+
+def trouble(store: Store) -> str:
+    """Why a store, or a part of it, can't be reached, as far as is known."""
+    return next((server.trouble for server in store.servers() if server.trouble and not server.connected), "")

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 import msgspec
 from loguru import logger
 
-from pythonricing.counting.model import DEFAULT, DEFAULT_LIMIT, NoSuchCounter, StateLost, StoreError, StoreURLError
-from pythonricing.serve.embedded import EmbeddedError, embedded_valkey
+from pythonricing.counting.model import (
+    DEFAULT,
+    DEFAULT_LIMIT,
+    NoSuchCounter,
+    StateLost,
+    StoreError,
+    StoreUnavailable,
+    StoreURLError,
+)
+from pythonricing.counting.store import trouble
+from pythonricing.serve import servers
+from pythonricing.serve.embedded import PATIENCE, EmbeddedError, embedded_url, embedded_valkey
 from pythonricing.settings import PREFIX, Settings, SettingsError, without_password
 from pythonricing.stores import create_store
 from pythonricing.telemetry import logs
@@ -29,13 +39,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-APP = "pythonricing.app:app"
-LOG_CONFIG = Path(__file__).with_name("granian-log.json")
-#: Connections that wait to be accepted, and requests at work in one worker.
-BACKLOG = 2048
-#: Seconds that a worker gets to stop; Granian would wait for ever for one that a SIGTERM met while it was starting.
-KILL_TIMEOUT = 30
-
 
 @click.group()
 @click.version_option(package_name="pythonricing")
@@ -44,7 +47,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--server", type=click.Choice(["granian", "uvicorn"]), default="granian", show_default=True)
+@click.option("--server", type=click.Choice(list(servers.SERVERS)), default="granian", show_default=True)
 @click.option("--workers", type=click.IntRange(1, 1024), help="Worker processes.  [default: the CPUs of this process]")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
@@ -55,7 +58,7 @@ def serve(server: str, workers: int | None, host: str, port: int, store: str | N
     workers = workers or _cpus()
     if limit is not None:
         os.environ[f"{PREFIX}LIMIT"] = limit
-    with _store(store) as settings:
+    with _store(store, serving=True) as settings:
         _check_port(host, port)
         _with_store(settings, lambda opened: opened.ready())
         logs.configure(settings.log_level)
@@ -67,7 +70,11 @@ def serve(server: str, workers: int | None, host: str, port: int, store: str | N
         )
         if sys.stderr.isatty():
             click.echo(f"pythonricing: {where}, {workers} workers of {server}, counting in {shown}", err=True)
-        (_granian if server == "granian" else _uvicorn)(workers, host, port)
+        servers.allow_connections()
+        try:
+            (servers.granian if server == "granian" else servers.uvicorn)(host, port, workers)
+        except ImportError:
+            raise _fail("uvicorn is not installed: pip install uvicorn httptools") from None
 
 
 @main.command()
@@ -75,7 +82,7 @@ def serve(server: str, workers: int | None, host: str, port: int, store: str | N
 @click.option("--store", help=f"Store URL; overrides {PREFIX}STORE.  [default: the embedded Valkey]")
 def status(name: str, store: str | None) -> None:
     """Print the state of the counter NAME."""
-    with _store(store, share=True) as settings:
+    with _store(store) as settings:
         counter = _with_store(settings, lambda opened: opened.read(name), name)
         halted = ", halted" if counter.count >= counter.limit else ""
         click.echo(f"{counter.name}: {counter.count} of {counter.limit}{halted}")
@@ -86,7 +93,7 @@ def status(name: str, store: str | None) -> None:
 @click.option("--store", help=f"Store URL; overrides {PREFIX}STORE.  [default: the embedded Valkey]")
 def reset(name: str, store: str | None) -> None:
     """Start the counter NAME over at 0, also after its store has lost data; its limit stays."""
-    with _store(store, share=True) as settings:
+    with _store(store) as settings:
 
         async def start_over(opened: Store) -> str:
             try:
@@ -123,9 +130,9 @@ def schema() -> None:
     click.echo(resources.files("pythonricing.stores.postgres").joinpath("schema.sql").read_text(), nl=False)
 
 
-def _fail(message: str) -> SystemExit:
+def _fail(message: str, status: int = 2) -> SystemExit:
     click.echo(f"pythonricing: {message}", err=True)
-    return SystemExit(2)
+    return SystemExit(status)
 
 
 def _cpus() -> int:
@@ -133,39 +140,65 @@ def _cpus() -> int:
 
 
 @contextmanager
-def _store(url: str | None, *, share: bool = False) -> Iterator[Settings]:
+def _store(url: str | None, *, serving: bool = False) -> Iterator[Settings]:
     """The settings, with the store that the option, the environment or the embedded Valkey gives, in this order."""
     variable = f"{PREFIX}STORE"
-    with ExitStack() as stack:
-        try:
-            if url is not None:
-                os.environ[variable] = url
-            settings = Settings.from_environ(os.environ)
-            if variable not in os.environ:
-                if settings.store_replicas:
-                    raise _fail(f"{PREFIX}STORE_REPLICAS: the embedded Valkey has no replicas")
-                # Workers read it from the environment.
-                os.environ[variable] = stack.enter_context(embedded_valkey(share=share))
-                settings = msgspec.structs.replace(settings, store=os.environ[variable])
-        except (SettingsError, EmbeddedError) as error:
-            raise _fail(str(error)) from None
-        if share and settings.store.startswith("memory://"):
-            raise _fail("counters in memory:// live inside the service; ask it over HTTP")
+    if not serving:
+        logger.disable("pythonricing.serve")
+    try:
+        if url is not None:
+            os.environ[variable] = url
+        settings = Settings.from_environ(os.environ)
+    except SettingsError as error:
+        raise _fail(str(error)) from None
+    if not serving and settings.store.startswith("memory://"):
+        raise _fail("counters in memory:// live inside the service; ask it over HTTP")
+    if variable in os.environ:
         yield settings
+        return
+    if settings.store_replicas:
+        raise _fail(f"{PREFIX}STORE_REPLICAS: the embedded Valkey has no replicas")
+    used = False
+    try:
+        with embedded_valkey(_stop_serving if serving else lambda: None) as url:
+            used = True
+            os.environ[variable] = url  # workers read it from the environment
+            yield msgspec.structs.replace(settings, store=url)
+    except EmbeddedError as error:
+        raise _fail(str(error), 1 if used else 2) from None
+
+
+def _stop_serving() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _with_store(settings: Settings, act: Callable[[Store], Awaitable[T]], name: str | None = None) -> T:
-    """Do one thing with the store, or with the counter `name`; what goes wrong is one line and exit status 2."""
+    """Do one thing with the store, or with the counter `name`; what goes wrong is one line and exit status 2.
+
+    The embedded store may pass from one process to another meanwhile, so that is waited for.
+    """
+    embedded = settings.store == embedded_url()
+    patience = max(settings.store_timeout, PATIENCE) if embedded else settings.store_timeout
+
+    async def attempt(store: Store) -> T:
+        while True:
+            await store.ready(name)
+            try:
+                return await act(store)
+            except StoreUnavailable:
+                if not embedded:
+                    raise
 
     async def run() -> T:
+        # A connection that is given up leaves futures behind whose errors interest nobody.
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         store = create_store(settings.store, settings.store_timeout, settings.store_replicas, settings.on_loss)
         await store.open()
         try:
-            async with asyncio.timeout(settings.store_timeout):
-                await store.ready(name)
-                return await act(store)
+            async with asyncio.timeout(patience):
+                return await attempt(store)
         except TimeoutError:
-            raise StoreError(store.trouble or "no answer in time") from None
+            raise StoreError(trouble(store) or "no answer in time") from None
         finally:
             await store.close()
 
@@ -193,43 +226,3 @@ def _check_port(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise _fail(f"can't listen on {host}:{port}: {error.strerror or error}") from None
-
-
-def _granian(workers: int, host: str, port: int) -> None:
-    from granian import Granian
-    from granian.constants import Interfaces
-
-    Granian(
-        APP,
-        address=host,
-        port=port,
-        interface=Interfaces.ASGI,
-        workers=workers,
-        websockets=False,
-        backlog=BACKLOG,
-        backpressure=BACKLOG,
-        respawn_failed_workers=True,
-        workers_kill_timeout=KILL_TIMEOUT,
-        log_dictconfig=msgspec.json.decode(LOG_CONFIG.read_bytes()),
-    ).serve()
-
-
-def _uvicorn(workers: int, host: str, port: int) -> None:
-    try:
-        from uvicorn import Config
-        from uvicorn.supervisors import Multiprocess
-    except ImportError:
-        raise _fail("uvicorn is not installed: pip install uvicorn httptools") from None
-
-    config = Config(
-        APP,
-        host=host,
-        port=port,
-        workers=workers,
-        ws="none",
-        backlog=BACKLOG,
-        access_log=False,
-        log_config=None,
-        log_level="info",
-    )
-    Multiprocess(config, sockets=[config.bind_socket()]).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import signal
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -16,14 +17,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pythonricing.web.watch import Event
+from pythonricing.telemetry.events import Event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import RenderableType
 
-    from pythonricing.web.watch import Shown
+    from pythonricing.telemetry.events import Shown
 
 #: Seconds without an event after which the connection is made anew, and between two attempts.
 SILENCE = 5.0
@@ -38,7 +39,12 @@ class NoEvents(Exception):
 
 
 def watch(url: str) -> None:
-    """Show the counters of the service at `url` until interrupted. Raises NoEvents."""
+    """Show the counters of the service at `url` until SIGINT or SIGTERM. Raises KeyboardInterrupt, NoEvents.
+
+    Also where SIGINT was to be ignored, as `nohup` and a shell's `&` leave it; the cursor comes back either way.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     screen = Screen(url)
     with Live(screen.render(), console=Console(), auto_refresh=False) as live:
         for event in events(f"{url.rstrip('/')}/watch/events"):

@@ -22,18 +22,10 @@ def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = 
             from pythonricing.stores.memory import MemoryStore
 
             return MemoryStore(on_loss)
-        case "redis" | "rediss" | "unix":
+        case "redis" | "rediss" | "unix" | "redis+sentinel" | "rediss+sentinel" | "redis+cluster" | "rediss+cluster":
             from pythonricing.stores.redis.store import RedisStore
 
             return RedisStore(url, timeout, replicas, on_loss)
-        case "redis+sentinel" | "rediss+sentinel":
-            from pythonricing.stores.redis.sentinel import SentinelStore
-
-            return SentinelStore(url, timeout, replicas, on_loss)
-        case "redis+cluster" | "rediss+cluster":
-            from pythonricing.stores.redis.cluster import ClusterStore
-
-            return ClusterStore(url, timeout, replicas, on_loss)
         case "postgresql":
             try:
                 from pythonricing.stores.postgres.store import PostgresStore

@@ -45,12 +45,12 @@ class Link(Generic[C]):
     """
 
     def __init__(
-        self, where: str, connect: Callable[[], Awaitable[C]], connected: Callable[[], None] = lambda: None
+        self, where: str, connect: Callable[[], Awaitable[C]], on_connect: Callable[[], None] = lambda: None
     ) -> None:
         self._where = where
         self._connect = connect
-        self._tell_connected = connected
-        self._connected = asyncio.Event()
+        self._on_connect = on_connect
+        self._made = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._connection: C | None = None
         #: Connections made after the first one.
@@ -71,7 +71,7 @@ class Link(Generic[C]):
 
     async def ready(self) -> None:
         if self._connection is None or self._connection.closed:
-            await self._connected.wait()
+            await self._made.wait()
 
     @property
     def connected(self) -> bool:
@@ -86,7 +86,7 @@ class Link(Generic[C]):
 
     def lost(self) -> None:
         """The connection is gone: make a new one, starting now. Called by the connection itself."""
-        self._connected.clear()
+        self._made.clear()
         if self._task is not None and self._task.done():
             self._task = asyncio.create_task(self._run())
 
@@ -107,6 +107,6 @@ class Link(Generic[C]):
             else:
                 self.reconnects += 1
                 logger.info("store {} connected", self._where)
-                self._connected.set()
-                self._tell_connected()
+                self._made.set()
+                self._on_connect()
                 return

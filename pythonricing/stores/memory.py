@@ -15,6 +15,7 @@ from pythonricing.counting.model import (
     NoSuchCounter,
     Replay,
     Seen,
+    Server,
     StateLost,
     StoreRejected,
     Verdict,
@@ -22,7 +23,7 @@ from pythonricing.counting.model import (
 from pythonricing.counting.rules import decide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
     from pythonricing.settings import OnLoss
 
@@ -36,14 +37,9 @@ class _State(msgspec.Struct):
 class MemoryStore:
     """A Store without a server."""
 
-    trouble = ""
-    reconnects = 0
-    nodes: Mapping[str, bool] = {}
-    master = None
-
     def __init__(self, on_loss: OnLoss = "halt") -> None:
         self._on_loss = on_loss
-        self.connected: Callable[[], None] = lambda: None
+        self.on_connect: Callable[[], None] = lambda: None
         self._counters: dict[str, _State] = {}
         self._deleted: set[str] = set()
         self._receipts: dict[tuple[str, str], tuple[int, Verdict]] = {}
@@ -63,8 +59,11 @@ class MemoryStore:
     async def probe(self) -> None:
         return None
 
-    def node(self, name: str) -> str:
-        return "memory"
+    def servers(self) -> Sequence[Server]:
+        return [Server("", connected=True)]
+
+    def server_of(self, name: str) -> str:
+        return ""
 
     async def claim(self, batch: Batch) -> Verdict:
         receipt = self._receipts.get((batch.name, batch.worker))

@@ -2,6 +2,8 @@
 
 Workers die and others take their place, so files named by process would pile up. A slot is held by a lock that ends
 with its process, however that ends; the next worker takes over the slot and counts on in its files.
+
+The folder is private to this user: what another one puts where it could be found is neither opened nor removed.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import atexit
 import fcntl
 import multiprocessing
 import os
+import re
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +24,9 @@ from loguru import logger
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX = "pythonricing-workers-"
 
+_VALUES = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+\.db")
+_LOCK = re.compile(r"([0-9]+|alive)\.lock")
+
 
 class Slot:
     """A place of this process in the server's folder; the server's supervisor holds one without a number."""
@@ -29,8 +36,8 @@ class Slot:
         self._process = os.getpid()
         while True:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.name.startswith(PREFIX) and folder.stat().st_uid != os.geteuid():
-                raise PermissionError(f"{folder} is another user's")
+            if not _private(folder):
+                raise PermissionError(f"{folder} is not this user's alone")
             # Whoever is the last to leave removes the folder: it must not be this one that goes.
             alive = _lock(folder / "alive.lock", fcntl.LOCK_SH)
             if alive is not None and os.fstat(alive).st_nlink:
@@ -57,12 +64,15 @@ class Slot:
     def dead(self) -> list[int]:
         """The slots whose workers have died."""
         found = []
-        for path in self.folder.glob("[0-9]*.lock"):
-            lock = _lock(path, fcntl.LOCK_EX)
-            if lock is not None:
+        for path in _named(self.folder, _LOCK):
+            if path.stem != "alive" and (lock := _lock(path, fcntl.LOCK_EX)) is not None:
                 os.close(lock)
                 found.append(int(path.stem))
         return found
+
+    def values(self) -> list[str]:
+        """The files in which prometheus-client keeps what all slots have counted."""
+        return [str(path) for path in _named(self.folder, _VALUES)]
 
 
 _hosted: Slot | None = None
@@ -75,11 +85,13 @@ def host() -> None:
         return
     with suppress(OSError):
         if given := os.environ.get(VARIABLE):
-            _remove(Path(given))
+            folder = _given(given)
+            _remove(folder)
         else:
-            for folder in _base().glob(f"{PREFIX}*"):
-                _remove(folder)
-        _hosted = Slot(Path(given) if given else _folder(os.getpid()), numbered=False)
+            folder = _folder(os.getpid())
+            for stale in _base().glob(f"{PREFIX}*"):
+                _remove(stale)
+        _hosted = Slot(folder, numbered=False)
         os.environ[VARIABLE] = str(_hosted.folder)
         atexit.register(_hosted.leave)
 
@@ -91,7 +103,7 @@ def join() -> Slot | None:
     if not given and (parent is None or parent.pid is None):
         return None
     try:
-        slot = Slot(Path(given) if given else _folder(parent.pid), numbered=True)  # type: ignore[union-attr, arg-type]
+        slot = Slot(_given(given) if given else _folder(parent.pid), numbered=True)  # type: ignore[union-attr, arg-type]
     except OSError as error:
         logger.warning("the workers have no folder to meet in, so each one's metrics are its own: {}", error)
         return None
@@ -117,9 +129,29 @@ def _folder(process: int) -> Path:
     return _base() / f"{PREFIX}{os.geteuid()}-{process}-{started}"
 
 
+def _given(folder: str) -> Path:
+    """The folder that the operator names; if others may write to it, as to a mounted volume, one of ours in it."""
+    path = Path(folder)
+    return path if not path.exists() or _private(path) else path / f"{PREFIX}{os.geteuid()}"
+
+
+def _private(folder: Path) -> bool:
+    """Whether it is a folder that nobody else can put anything into."""
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _named(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    return [path for path in folder.iterdir() if names.fullmatch(path.name)]
+
+
 def _lock(path: Path, kind: int) -> int | None:
     """Lock a file for as long as the returned descriptor is open. None: another process holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise PermissionError(f"{path} is not a file of this user's")
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -129,11 +161,13 @@ def _lock(path: Path, kind: int) -> int | None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder and our files in it, unless some process holds a place in it."""
+    """Remove a folder and the files in it that are known by name, unless some process holds a place in it."""
     with suppress(OSError):
-        lock = _lock(folder / "alive.lock", fcntl.LOCK_EX)
-        if lock is not None:
-            for path in [*folder.glob("*.db"), *folder.glob("*.lock")]:
+        if not _private(folder) or (lock := _lock(folder / "alive.lock", fcntl.LOCK_EX)) is None:
+            return
+        try:
+            for path in [*_named(folder, _VALUES), *_named(folder, _LOCK)]:
                 path.unlink()
             folder.rmdir()
+        finally:
             os.close(lock)

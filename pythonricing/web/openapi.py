@@ -1,52 +1,66 @@
-"""The description of the HTTP interface: OpenAPI 3.1, its schemas generated from the types that the endpoints use."""
+"""The description of the HTTP interface: OpenAPI 3.1, from the list of operations and the types that they use."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from pythonricing.settings import MAX_COUNT
-from pythonricing.web.api import (
-    JSON,
-    KEY,
-    NAME,
-    Claimed,
-    CounterChange,
-    CounterView,
-    Endpoint,
-    Halted,
-    Health,
-    ProblemDetails,
-    respond,
-)
+from pythonricing.web.claim import KEY, Claim, Claimed
+from pythonricing.web.counters import CounterChange, CounterView
+from pythonricing.web.probes import Health
+from pythonricing.web.problems import MEDIA_TYPE, Halted, ProblemDetails
+from pythonricing.web.receive import MAX_BODY, MAX_QUERY, NAME
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+
+class Operation(NamedTuple):
+    """What one method does at one path, and how it is described. `answers` are keys of ANSWERS."""
+
+    method: str
+    path: str
+    endpoint: Callable[[Request], Awaitable[Response]] | type[Claim]
+    id: str
+    summary: str
+    answers: tuple[str, ...]
+    body: type | None = None
+    admin: bool = False
+    #: It exists only where the live page is on.
+    watch: bool = False
+
 
 TYPES = (Claimed, CounterView, CounterChange, Health, ProblemDetails, Halted)
 
-#: What each answer means, and the type of its body: a type of ours, a media type, or None for an empty one.
-ANSWERS: dict[str, tuple[str, type | str | None]] = {
-    "claimed": ("Admitted: the claim owns the numbers `request_count - n + 1` to `request_count`", Claimed),
-    "counter": ("The counter", CounterView),
-    "created": ("The counter, which is new", CounterView),
-    "health": ("All is well", Health),
-    "deleted": ("Forgotten", None),
-    "empty": ("Nothing is counted", None),
-    "metrics": ("Metrics in Prometheus' text format", "text/plain"),
-    "page": ("A page that shows the counters as they move", "text/html"),
-    "events": ("The counters, once a second, as Server-Sent Events", "text/event-stream"),
-    "openapi": ("This document", "application/json"),
-    "400": ("The request is not complete, or not HTTP", ProblemDetails),
-    "401": ("The admin token is missing or wrong", ProblemDetails),
-    "403": ("No admin token is configured: nothing can be changed over HTTP", ProblemDetails),
-    "404": ("There is no such counter", ProblemDetails),
-    "413": ("The body has more than 4096 bytes", ProblemDetails),
-    "422": ("A value that is not allowed", ProblemDetails),
-    "429": ("Refused: the counter is halted for this claim", Halted),
-    "500": ("A bug, which has been logged", ProblemDetails),
+#: What each answer means, by its status: and the type of its body, a type of ours, a media type, or None for none.
+ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
+    "claimed": (200, "Admitted: the claim owns the numbers `request_count - n + 1` to `request_count`", Claimed),
+    "counter": (200, "The counter", CounterView),
+    "created": (201, "The counter, which is new", CounterView),
+    "health": (200, "All is well", Health),
+    "deleted": (204, "Forgotten", None),
+    "empty": (200, "Nothing is counted", None),
+    "metrics": (200, "Metrics in Prometheus' text format", "text/plain"),
+    "page": (200, "A page that shows the counters as they move", "text/html"),
+    "events": (200, "The counters, once a second, as Server-Sent Events", "text/event-stream"),
+    "openapi": (200, "This document", "application/json"),
+    "400": (400, "The request is not complete, or not HTTP", ProblemDetails),
+    "401": (401, "The admin token is missing or wrong", ProblemDetails),
+    "403": (403, "No admin token is configured: nothing can be changed over HTTP", ProblemDetails),
+    "404": (404, "There is no such counter", ProblemDetails),
+    "413": (413, f"The body has more than {MAX_BODY} bytes", ProblemDetails),
+    "414": (414, f"The query string has more than {MAX_QUERY} bytes", ProblemDetails),
+    "422": (422, "A value that is not allowed", ProblemDetails),
+    "429": (429, "Refused: the counter is halted for this claim", Halted),
+    "500": (500, "A bug, which has been logged", ProblemDetails),
     "503": (
+        503,
         "The store didn't answer in time or has lost data, or this process is stopping; never an admission",
         ProblemDetails,
     ),
@@ -74,14 +88,13 @@ COUNTER = {
 }
 
 
-def document() -> dict[str, Any]:
-    """The OpenAPI document."""
-    from importlib.metadata import version
-
+def document(operations: Iterable[Operation]) -> dict[str, Any]:
+    """The OpenAPI document of these operations."""
     _, components = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
-    claim = {"200": "claimed", "400": "400", "413": "413", "422": "422", "429": "429", "503": "503"}
-    admin = {"401": "401", "403": "403", "422": "422", "503": "503"}
-    parameters = [NUMBER, IDEMPOTENCY_KEY]
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        path = paths.setdefault(operation.path, {"parameters": [COUNTER]} if "{name}" in operation.path else {})
+        path[operation.method.lower()] = _operation(operation)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -90,44 +103,7 @@ def document() -> dict[str, Any]:
             "summary": "Counts requests and admits exactly N of them",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "paths": {
-            "/": {
-                "get": _operation("claimDefault", "Claim numbers of the counter `default`", claim, parameters),
-                "post": _operation("claimDefaultByPost", "Claim numbers of the counter `default`", claim, parameters),
-                "head": _operation("headDefault", "Answer and count nothing", {"200": "empty"}),
-            },
-            "/counters/{name}": {
-                "parameters": [COUNTER],
-                "post": _operation("claim", "Claim numbers of a counter", {**claim, "404": "404"}, parameters),
-                "get": _operation(
-                    "read", "Read a counter; never counts", {"200": "counter", "404": "404", "503": "503"}
-                ),
-                "put": _operation(
-                    "put",
-                    "Create a counter, or change its limit and keep its count",
-                    {"200": "counter", "201": "created", "400": "400", "413": "413", **admin},
-                    body=CounterChange,
-                ),
-                "delete": _operation(
-                    "delete",
-                    "Forget a counter; `default` comes back at 0",
-                    {"204": "deleted", "404": "404", **admin},
-                    admin=True,
-                ),
-            },
-            "/livez": {"get": _operation("live", "Whether this process answers", {"200": "health"})},
-            "/readyz": {
-                "get": _operation("ready", "Whether claims can be served", {"200": "health", "503": "503"}),
-            },
-            "/metrics": {"get": _operation("metrics", "What this server has counted", {"200": "metrics"})},
-            "/watch": {"get": _operation("watch", "Watch the counters", {"200": "page", "404": "404"})},
-            "/watch/events": {
-                "get": _operation(
-                    "watchEvents", "The counters as they move", {"200": "events", "404": "404", "503": "503"}
-                )
-            },
-            "/openapi.json": {"get": _operation("openapi", "This document", {"200": "openapi"})},
-        },
+        "paths": paths,
         "components": {
             "schemas": components,
             "responses": {name: _answer(name) for name in ANSWERS},
@@ -136,53 +112,37 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(
-    identifier: str,
-    summary: str,
-    answers: dict[str, str],
-    parameters: list[dict[str, Any]] | None = None,
-    body: type | None = None,
-    admin: bool = False,
-) -> dict[str, Any]:
-    operation: dict[str, Any] = {
-        "operationId": identifier,
-        "summary": summary,
+def _operation(operation: Operation) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": operation.id,
+        "summary": operation.summary,
         "responses": {
-            status: {"$ref": f"#/components/responses/{answer}"}
-            for status, answer in sorted({**answers, "500": "500"}.items())
+            str(ANSWERS[answer][0]): {"$ref": f"#/components/responses/{answer}"}
+            for answer in sorted((*operation.answers, "414", "500"), key=lambda answer: ANSWERS[answer][0])
         },
     }
-    if parameters:
-        operation["parameters"] = parameters
-    if body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(body)}}}
-    if admin or body is not None:
-        operation["security"] = [{"admin": []}]
-    return operation
+    if operation.endpoint is Claim:
+        described["parameters"] = [NUMBER, IDEMPOTENCY_KEY]
+    if operation.body is not None:
+        content = {"application/json": {"schema": _schema(operation.body)}}
+        described["requestBody"] = {"required": True, "content": content}
+    if operation.admin:
+        described["security"] = [{"admin": []}]
+    return described
 
 
 def _answer(name: str) -> dict[str, Any]:
-    description, kind = ANSWERS[name]
+    _, description, kind = ANSWERS[name]
     answer: dict[str, Any] = {"description": description}
     if header := HEADERS.get(name):
         answer["headers"] = {header: {"schema": {"type": "string"}, "required": True}}
     if isinstance(kind, str):
         answer["content"] = {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}}}
     elif kind is not None:
-        problem = issubclass(kind, ProblemDetails)
-        answer["content"] = {f"application/{'problem+' if problem else ''}json": {"schema": _schema(kind)}}
+        media_type = MEDIA_TYPE if issubclass(kind, ProblemDetails) else "application/json"
+        answer["content"] = {media_type: {"schema": _schema(kind)}}
     return answer
 
 
 def _schema(kind: type) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
-
-
-class Document(Endpoint):
-    """`GET /openapi.json`."""
-
-    _body = b""
-
-    async def answer(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
-        self._body = self._body or msgspec.json.encode(document())
-        await respond(send, 200, self._body, JSON)

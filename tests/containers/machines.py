@@ -14,12 +14,13 @@ import signal
 import subprocess
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from loadtests.rig.redis import redis_programs
 from loadtests.rig.waiting import PATIENCE, wait_until
 
-Manifest = dict[str, Any]
+if TYPE_CHECKING:
+    from tests.containers.manifests import Manifest
 
 
 class Machines:
@@ -43,27 +44,27 @@ class Machines:
             f"mount --bind {self._hosts} /etc/hosts && ip link set lo up && ip link add bridge type bridge &&"
             " ip address add 10.77.255.1/16 dev bridge && ip link set bridge up && echo up && exec sleep infinity"
         )
-        self._holder = subprocess.Popen(
+        self.holder = subprocess.Popen(
             ["unshare", "--map-root-user", "--mount", "--net", "sh", "-c", setup], stdout=subprocess.PIPE
         )
-        assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == b"up\n"
+        assert self.holder.stdout is not None
+        assert self.holder.stdout.readline() == b"up\n"
         return self
 
     def __exit__(self, *_: object) -> None:
         for pod in self.pods.values():
             pod.kill()
-        self._holder.kill()
-        self._holder.wait()
-        assert self._holder.stdout is not None
-        self._holder.stdout.close()
+        self.holder.kill()
+        self.holder.wait()
+        assert self.holder.stdout is not None
+        self.holder.stdout.close()
 
     def inside(self, pid: int | None = None) -> list[str]:
         """What to write before a command so that it runs on the bridge, or where process `pid` does."""
         return [
             "nsenter",
             "--target",
-            str(pid or self._holder.pid),
+            str(pid or self.holder.pid),
             "--user",
             "--mount",
             "--net",
@@ -74,11 +75,13 @@ class Machines:
     def environment(self) -> dict[str, str]:
         return {"PATH": f"{self._programs}:{os.environ['PATH']}"}
 
-    def run(self, *command: str, pid: int | None = None, check: bool = True, **environment: str) -> str:
+    def run(
+        self, *command: str, pid: int | None = None, check: bool = True, environment: dict[str, str] | None = None
+    ) -> str:
         """Run a command on the bridge, or where process `pid` runs, and return what it writes."""
         done = subprocess.run(
             [*self.inside(pid), *command],
-            env=self.environment | environment,
+            env=self.environment | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -139,7 +142,7 @@ class Pod:
                 start_new_session=True,
             )
         pid = self._process.pid
-        holders = self._namespace(self.machines._holder.pid)
+        holders = self._namespace(self.machines.holder.pid)
         wait_until(lambda: self._namespace(pid) not in (holders, self._namespace(os.getpid())), "the pod's namespace")
         outside = f"pod{pid}"
         self.machines.run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
@@ -178,7 +181,7 @@ class Pod:
     def run(self, *command: str) -> str:
         """Run a command in the pod. Raises AssertionError if it fails."""
         assert self._process is not None
-        return self.machines.run(*command, pid=self._process.pid, **self._environment())
+        return self.machines.run(*command, pid=self._process.pid, environment=self._environment())
 
     def ask(self, *command: str) -> list[str]:
         """The lines of the reply to a command; none if nobody answers."""

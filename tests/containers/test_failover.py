@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ import pytest
 
 from loadtests.rig.waiting import PATIENCE, wait_until
 from tests.containers.machines import Machines, Pod
+from tests.containers.manifests import DEPLOY, SETS, Manifest, by_kind, containers
 from tests.containers.podman import ROOT
-from tests.containers.test_manifests import DEPLOY, SETS, Manifest, by_kind, containers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -265,7 +266,7 @@ def is_whole(nodes: list[Pod]) -> bool:
 def count_in(nodes: list[Pod], value: str) -> None:
     """Set a key of each shard, on its replica too."""
     for key in ("a", "b", "c"):
-        wait_until(lambda key=key: set_on_replica(nodes[0], key, value), "the replica to confirm")
+        wait_until(partial(set_on_replica, nodes[0], key, value), "the replica to confirm")
 
 
 def number_in(nodes: list[Pod]) -> list[str]:

@@ -2,99 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
-import tomllib
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from tests.containers.manifests import DEPLOY, OVERLAYS, SETS, by_kind, containers, identity, merge, pod_spec, read
 from tests.containers.podman import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-DEPLOY = ROOT / "deploy"
-OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
+    from tests.containers.manifests import Manifest
+
 #: The oldest Kubernetes that knows everything used here, and the newest whose schemas are at hand.
 VERSIONS = ["1.30", ".".join(kubernetes_validate.latest_version().split(".")[:2])]
 
-Manifest = dict[str, Any]
-
-
-def read(path: Path) -> list[Manifest]:
-    return list(yaml.safe_load_all(path.read_text()))
-
-
-def merge(base: Any, patch: Any) -> Any:
-    """A strategic merge for what the patches here do: maps by key, lists of named things by name."""
-    if isinstance(base, dict) and isinstance(patch, dict):
-        return base | {key: merge(base.get(key), value) for key, value in patch.items()}
-    if isinstance(base, list) and all(isinstance(item, dict) and "name" in item for item in [*base, *patch]):
-        named = {item["name"]: item for item in base}
-        for item in patch:
-            named[item["name"]] = merge(named.get(item["name"]), item)
-        return list(named.values())
-    return patch
-
-
-def resolve(folder: Path) -> list[Manifest]:
-    """What `kubectl kustomize` prints, as far as the files here go: resources, patches and images."""
-    (kustomization,) = read(folder / "kustomization.yaml")
-    known = {"apiVersion", "kind", "namespace", "labels", "resources", "patches", "images"}
-    known |= {"configMapGenerator", "generatorOptions"}
-    assert set(kustomization) <= known, "the tests don't know how to resolve this"
-    manifests: list[Manifest] = []
-    for name in kustomization["resources"]:
-        path = folder / name
-        manifests += resolve(path) if path.is_dir() else read(path)
-    for entry in kustomization.get("configMapGenerator", []):
-        assert kustomization["generatorOptions"] == {"disableNameSuffixHash": True}
-        data = {name: (folder / name).read_text() for name in entry["files"]}
-        manifests.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": entry["name"]}, "data": data})
-    for entry in kustomization.get("patches", []):
-        for patch in read(folder / entry["path"]):
-            targets = [index for index, each in enumerate(manifests) if identity(each) == identity(patch)]
-            assert len(targets) == 1, f"{identity(patch)} is patched, but is there {len(targets)} times"
-            manifests[targets[0]] = merge(manifests[targets[0]], patch)
-    images = {entry["name"]: entry for entry in kustomization.get("images", [])}
-    for container in (each for manifest in manifests for each in containers(manifest)):
-        name, _, tag = container["image"].partition(":")
-        if name in images:
-            container["image"] = f"{images[name].get('newName', name)}:{images[name].get('newTag', tag)}"
-    return manifests
-
-
-def identity(manifest: Manifest) -> tuple[str, str, str]:
-    return manifest["apiVersion"], manifest["kind"], manifest["metadata"]["name"]
-
-
-def pod_spec(manifest: Manifest) -> Manifest | None:
-    if manifest["kind"] == "Pod":
-        return manifest["spec"]
-    return manifest["spec"]["template"]["spec"] if manifest["kind"] in ("Deployment", "StatefulSet", "Job") else None
-
-
-def containers(manifest: Manifest) -> list[Manifest]:
-    return (pod_spec(manifest) or {}).get("containers", [])
-
-
-def by_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
-    return [each for each in manifests if each["kind"] == kind]
-
-
-def every_set() -> dict[str, list[Manifest]]:
-    return {"playfile.yaml": read(ROOT / "playfile.yaml")} | {
-        f"deploy/overlays/{name}": resolve(DEPLOY / "overlays" / name) for name in OVERLAYS
-    }
-
-
-SETS = every_set()
 PODS = [
     pytest.param(manifest, id=f"{name}-{manifest['metadata']['name']}")
     for name, manifests in SETS.items()
@@ -234,7 +164,7 @@ def test_a_cluster_spreads_scales_and_survives_disruption(name: str) -> None:
     (scaler,) = by_kind(SETS[name], "HorizontalPodAutoscaler")
     assert scaler["spec"]["minReplicas"] >= 3
     (app,) = containers(deployment)
-    assert not any("--workers" in word for word in app["command"])
+    assert not any(word.partition("=")[0] == "--workers" for word in app["command"])
     (workers,) = [each for each in app["env"] if each["name"] == "GRANIAN_WORKERS"]
     assert workers["valueFrom"]["resourceFieldRef"]["resource"] == "requests.cpu"
 
@@ -400,7 +330,7 @@ def test_the_deployment_starts_granian_as_the_image_does() -> None:
 
 
 def test_the_image_and_the_cluster_name_the_version_of_the_project() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = importlib.metadata.version("pythonricing")
     assert f"ARG VERSION={version}\n" in (ROOT / "Containerfile").read_text()
     for name in SETS.keys() - {"playfile.yaml"}:
         (deployment,) = by_kind(SETS[name], "Deployment")

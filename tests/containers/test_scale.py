@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,7 +46,7 @@ def ports(image: str, network: str) -> Iterator[dict[str, int]]:
                 *("--read-only", "--cap-drop", "ALL", *settings, image),
             )
         for name in ports:
-            wait_until(lambda name=name: succeeds("exec", name, "probe", "8080", "/readyz"), name, 300)
+            wait_until(partial(succeeds, "exec", name, "probe", "8080", "/readyz"), name, 300)
         yield ports
     finally:
         podman("rm", "--force", "--time", "5", *ports, check=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvloop
 
-from pythonricing.app import create_app
+from pythonricing.service import create_app
 from pythonricing.settings import Settings
 
 if TYPE_CHECKING:

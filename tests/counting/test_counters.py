@@ -10,7 +10,6 @@ import pytest
 from pythonricing.counting import counters as heart
 from pythonricing.counting import lane
 from pythonricing.counting.counters import Counters
-from pythonricing.counting.journal import Journals
 from pythonricing.counting.model import (
     Answer,
     Batch,
@@ -21,20 +20,10 @@ from pythonricing.counting.model import (
     Verdict,
 )
 from pythonricing.stores.memory import MemoryStore
-from tests.support import Silence
+from tests.support import Recorder, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-
-class Recorder(Silence):
-    """A journal that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments: self.told.append((name, *arguments))
 
 
 class Gate(MemoryStore):
@@ -156,14 +145,6 @@ def test_refusals_from_memory_are_told_together_and_all_of_them_at_the_end() -> 
         ]
 
     asyncio.run(scenario())
-
-
-def test_several_journals_are_told_the_same() -> None:
-    first, second = Recorder(), Recorder()
-    both: Any = Journals(first, second)
-    both.refused("default", 2)
-    both.refused("default", 3)
-    assert first.told == second.told == [("refused", "default", 2), ("refused", "default", 3)]
 
 
 def test_a_key_is_looked_up_although_the_counter_is_halted() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtests.rig.harness import VICTIMS
+from loadtests.rig.load import TOKEN
 from loadtests.rig.proxy import Proxy
+from loadtests.rig.victims import VICTIMS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from loadtests.rig.harness import Victim
+    from loadtests.rig.service import Service
+    from loadtests.rig.victims import Victim
 
 
 @pytest.fixture(params=VICTIMS)
@@ -37,3 +40,9 @@ def proxy(victim: Victim) -> Iterator[Proxy]:
     between = Proxy(victim.port)
     yield between
     between.stop()
+
+
+@pytest.fixture
+def service(service: Callable[..., Service]) -> Callable[..., Service]:
+    """Start services whose counters a test can create."""
+    return partial(service, admin_token=TOKEN)

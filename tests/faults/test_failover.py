@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtests.failovers import LIMIT, cluster_failover, lagging_replica, migration, partition, sentinel_failover
-from loadtests.rig.redis import SentinelServers
+from loadtests.failovers import (
+    COUNTERS,
+    LIMIT,
+    cluster_failover,
+    lagging_replica,
+    migration,
+    partition,
+    sentinel_failover,
+)
+from loadtests.rig.sentinels import SentinelServers
 from loadtests.rig.waiting import wait_until
-from pythonricing.stores.redis.sentinel import Sentinels
+from pythonricing.stores.redis.routes.sentinel import Sentinels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +43,7 @@ def test_a_promoted_replica_that_lags_behind_every_worker_closes_the_counter(tmp
     outcome = lagging_replica(tmp_path)
     assert outcome.closed
     assert outcome.over == 0
-    assert outcome.admitted < LIMIT
+    assert outcome.admitted < LIMIT * len(COUNTERS)
 
 
 def test_a_promoted_replica_that_lags_is_raised_if_told_so(tmp_path: Path) -> None:
@@ -56,7 +64,7 @@ def test_numbers_that_the_replica_confirmed_survive_a_failover_in_a_cluster(tmp_
 
 def test_a_slot_that_moves_during_claims_costs_none(tmp_path: Path) -> None:
     outcome = migration(tmp_path)
-    assert outcome.admitted == outcome.distinct == LIMIT
+    assert outcome.admitted == outcome.distinct == LIMIT * len(COUNTERS)
 
 
 def test_a_cut_off_master_admits_nothing_where_its_replica_has_to_confirm(tmp_path: Path) -> None:
@@ -89,7 +97,7 @@ def test_a_master_that_comes_back_during_its_failover_is_not_taken_for_the_maste
         wait_until(lambda: described() == {(old.port, True), (new.port, True)}, "the leader to see the old master")
 
         async def discover(ports: list[int]) -> int:
-            sentinels = Sentinels([("127.0.0.1", port) for port in ports])
+            sentinels = Sentinels([("127.0.0.1", port) for port in ports])  # type: ignore[no-untyped-call]
             try:
                 return (await sentinels.discover_master("service"))[1]
             finally:

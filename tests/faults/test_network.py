@@ -4,42 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from loadtests.rig.clients import Client
-from loadtests.rig.harness import Load, count_of, judge, orphans
+from loadtests.rig.judge import count_of, judge, orphans
+from loadtests.rig.load import COUNTERS, Load, put_counters
 from loadtests.rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadtests.rig.harness import Victim
     from loadtests.rig.proxy import Mode, Proxy
     from loadtests.rig.service import Service
+    from loadtests.rig.victims import Victim
 
 
 @pytest.mark.parametrize("mode", ["deaf", "cut", "refuse", "delay"])
 def test_a_fault_shorter_than_the_timeout_fails_no_claim(
     mode: Mode, victim: Victim, proxy: Proxy, service: Callable[..., Service]
 ) -> None:
-    claims, limit = 6_000, 5_000
+    claims, limit = 6_000, 1_500
     # A silent connection is given up after half of the timeout.
     timeout = 4 if mode == "deaf" else 20
-    running = service(victim.proxied(proxy), "/readyz", limit=limit, store_timeout=timeout)
+    running = service(victim.proxied(proxy), "/readyz", store_timeout=timeout)
+    put_counters(running, limit)
     load = Load(running, claims)
     for _ in range(3):
         load.wait_for(500)
         proxy.set(mode, delay=0.05)
         if mode in ("deaf", "cut"):
-            swallowed = proxy.swallowed
-            wait_until(lambda before=swallowed: proxy.swallowed > before, "a reply to be lost")
+            proxy.wait_for_a_lost_reply()
         else:
             time.sleep(0.3)
         proxy.set("pass")
     history = load.join()
-    assert len(history.owned()) == limit
+    assert history.admitted() == dict.fromkeys(COUNTERS, limit)
     judge(history, running, limit=limit, statuses={200, 429})
 
 
@@ -48,7 +49,8 @@ def test_a_fault_longer_than_the_timeout_fails_claims_and_admits_none_of_them(
     mode: Mode, victim: Victim, proxy: Proxy, service: Callable[..., Service]
 ) -> None:
     limit = 1_000_000
-    running = service(victim.proxied(proxy), "/readyz", limit=limit, store_timeout=0.5)
+    running = service(victim.proxied(proxy), "/readyz", store_timeout=0.5)
+    put_counters(running, limit)
     load = Load(running)
     load.wait_for(1_000)
     proxy.set(mode, delay=2.0)
@@ -67,7 +69,8 @@ def test_a_batch_that_arrives_after_its_repeat_is_not_executed_again(
     victim: Victim, proxy: Proxy, service: Callable[..., Service]
 ) -> None:
     limit = 1_000_000
-    running = service(victim.proxied(proxy), "/readyz", limit=limit, store_timeout=4)
+    running = service(victim.proxied(proxy), "/readyz", store_timeout=4)
+    put_counters(running, limit)
     load = Load(running)
     load.wait_for(1_000)
     proxy.set("hold")
@@ -85,30 +88,40 @@ def test_a_batch_that_arrives_after_its_repeat_is_not_executed_again(
 def test_a_claim_waits_no_longer_than_the_timeout(
     victim: Victim, proxy: Proxy, service: Callable[..., Service]
 ) -> None:
-    running = service(victim.proxied(proxy), "/readyz", limit=10, store_timeout=1)
+    running = service(victim.proxied(proxy), "/readyz", store_timeout=1)
+    put_counters(running, 10)
     proxy.set("silent")
-    asked = time.monotonic()
-    status, problem = running.get("/", "POST")
-    waited = time.monotonic() - asked
-    assert (status, problem["type"]) == (503, "urn:pythonricing:store-unavailable")
-    # Earlier than 1 s would give up too soon; the margin is for slow machines.
-    assert 0.9 < waited < 10
+
+    async def claim(counter: str) -> tuple[int, Any, float]:
+        asked = time.monotonic()
+        status, body = await Client(running.port).request(f"/counters/{counter}")
+        return status, body, time.monotonic() - asked
+
+    async def claim_from_all() -> list[tuple[int, Any, float]]:
+        return await asyncio.gather(*map(claim, COUNTERS))
+
+    for status, problem, waited in asyncio.run(claim_from_all()):
+        assert (status, problem["type"]) == (503, "urn:pythonricing:store-unavailable")
+        # Earlier than 1 s would give up too soon; the margin is for slow machines.
+        assert 0.9 < waited < 10
     proxy.set("pass")
     wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready again")
-    status, body = running.get("/", "POST")
-    assert status == 200
-    wait_until(lambda: count_of(running) == body["request_count"], "the count to settle")
+    answers = asyncio.run(claim_from_all())
+    assert [status for status, _, _ in answers] == [200] * len(COUNTERS)
+    numbers = [body["request_count"] for _, body, _ in answers]
+    wait_until(lambda: [count_of(running, name) for name in COUNTERS] == numbers, "the counts to settle")
 
 
 @pytest.mark.parametrize("server", ["granian", "uvicorn"])
 def test_a_claim_whose_client_has_left_is_logged_as_an_orphan(
     server: str, victim: Victim, service: Callable[..., Service]
 ) -> None:
-    running = service(victim.url, "/readyz", command=server, store_timeout=30, limit=100)
+    running = service(victim.url, "/readyz", command=server, store_timeout=30)
+    put_counters(running, 100)
 
     async def leave() -> None:
-        clients = [Client(running.port) for _ in range(8)]
-        claims = [asyncio.create_task(client.request()) for client in clients]
+        paths = [f"/counters/{name}" for name in COUNTERS] * 8
+        claims = [asyncio.create_task(Client(running.port).request(path)) for path in paths]
         await asyncio.sleep(1)  # the service asks after a while
         assert not any(claim.done() for claim in claims)
         for claim in claims:
@@ -119,8 +132,9 @@ def test_a_claim_whose_client_has_left_is_logged_as_an_orphan(
     victim.pause()
     asyncio.run(leave())
     victim.resume()
-    assert running.get("/", "POST")[0] == 200
-    count = count_of(running)
-    wait_until(lambda: len(orphans(running)) == count - 1, "the orphans to be logged")
+    for counter in COUNTERS:
+        assert running.get(f"/counters/{counter}", "POST")[0] == 200
+    left = {counter: count_of(running, counter) - 1 for counter in COUNTERS}
+    wait_until(lambda: {name: len(orphans(running, name)) for name in COUNTERS} == left, "the orphans to be logged")
     # What hadn't been sent to the store when its client left never was.
-    assert 1 <= count - 1 <= 8
+    assert all(1 <= count <= 8 for count in left.values())

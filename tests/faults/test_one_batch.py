@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtests.rig.harness import Load, RedisVictim
+from loadtests.rig.load import Load, put_counters
+from loadtests.rig.victims import RedisVictim
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.lane import RESEND_SECONDS
 from pythonricing.counting.model import RECEIPT_SECONDS, NoSuchCounter, StateLost
@@ -17,8 +18,8 @@ from tests.support import Silence
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadtests.rig.harness import Victim
     from loadtests.rig.service import Service
+    from loadtests.rig.victims import Victim
     from pythonricing.counting.model import Batch, Verdict
 
 
@@ -30,6 +31,9 @@ class Slow(MemoryStore):
         self.gate = asyncio.Event()
         self.gate.set()
         self.on_their_way = self.at_most = 0
+
+    def lose_everything(self) -> None:
+        MemoryStore.__init__(self)
 
     async def claim(self, batch: Batch) -> Verdict:
         self.on_their_way += 1
@@ -48,13 +52,14 @@ def test_a_lost_counter_that_is_deleted_while_a_batch_is_on_its_way() -> None:
         await counters.open()
         await counters.put("seats", 10)
         await counters.claim("seats")
-        del store._counters["seats"]
+        store.lose_everything()
         with pytest.raises(StateLost):
             await counters.claim("seats")
         store.gate.clear()
         first = asyncio.ensure_future(counters.claim("seats"))
         await asyncio.sleep(0.01)
-        store._deleted.add("seats")
+        await store.put("seats", 1)
+        await store.delete("seats")
         await counters.check()
         second = asyncio.ensure_future(counters.claim("seats"))
         await asyncio.sleep(0.01)
@@ -70,7 +75,8 @@ def test_a_lost_counter_that_is_deleted_while_a_batch_is_on_its_way() -> None:
 def test_receipts_expire_well_after_any_repeat_can_come(victim: Victim, service: Callable[..., Service]) -> None:
     if not isinstance(victim, RedisVictim):
         pytest.skip("Redis only")
-    running = service(victim.url, "/readyz", limit=1_000)
+    running = service(victim.url, "/readyz")
+    put_counters(running, 1_000)
     Load(running, 200).join()
     server = victim.server
     source = (

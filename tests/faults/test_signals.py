@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from pythonricing.app import on_terminate
+from pythonricing.signals import on_terminate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

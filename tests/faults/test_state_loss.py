@@ -6,51 +6,57 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtests.rig.harness import Load, Victim
+from loadtests.rig.judge import workers
+from loadtests.rig.load import ADMIN, COUNTERS, Load, put_counters
 from loadtests.rig.waiting import wait_until
-from tests.faults.test_workers import workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loadtests.rig.service import Service
+    from loadtests.rig.victims import Victim
 
-TOKEN = "let-me"
-ADMIN = {"authorization": f"Bearer {TOKEN}"}
 LIMIT = 1_000_000
 
 
 def start(victim: Victim, service: Callable[..., Service], **settings: object) -> Service:
-    return service(victim.url, "/readyz", admin_token=TOKEN, store_timeout=10, **settings)
+    return service(victim.url, "/readyz", store_timeout=10, **settings)
 
 
-def claim_on_every_worker(running: Service, claims: int) -> int:
-    """Claim until each worker has admitted some of these claims; returns the last number."""
+def claim_on_every_worker(running: Service, claims: int) -> None:
+    """Claim until each worker has admitted some of these claims of each counter."""
     before = len(running.log())
-    last = 0
 
     def all_have() -> bool:
-        nonlocal last
-        load = Load(running, claims)
-        last = max([last, *load.join().owned()])
-        recent = {r["process"]["id"] for r in running.log()[before:] if "request_count" in r["extra"]}
-        return len(recent) == 2
+        Load(running, claims).join()
+        recent = [r for r in running.log()[before:] if "request_count" in r["extra"]]
+        return len({(r["process"]["id"], r["extra"]["counter"]) for r in recent}) == 2 * len(COUNTERS)
 
-    wait_until(all_have, "both workers to admit claims")
-    return last
+    wait_until(all_have, "both workers to admit claims of each counter")
 
 
-def assert_closed(running: Service, name: str = "default") -> None:
-    """No worker admits anything, and the service says why."""
+def reset(running: Service) -> None:
+    """Say as an operator that every counter begins anew, and see that it does."""
+    for name in COUNTERS:
+        assert running.get(f"/counters/{name}", "DELETE", **ADMIN)[0] == 204
+    put_counters(running, LIMIT)
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
+    history = Load(running, 90).join()
+    assert [history.of(name).owned() for name in COUNTERS] == [list(range(1, 31))] * len(COUNTERS)
+
+
+def assert_closed(running: Service) -> None:
+    """No worker admits anything from any counter, and the service says why."""
     history = Load(running, 400).join()
     assert history.summary() == "400 x 503 State lost"
     assert running.get("/readyz")[0] == 503
     assert running.get("/livez")[0] == 200
     critical = [r for r in running.log() if r["level"]["name"] == "CRITICAL"]
     assert critical
-    # Once a worker, not once a claim.
-    assert len(critical) == len({r["process"]["id"] for r in critical})
-    assert critical[0]["extra"]["counter"] == name
+    # Once a worker and counter, not once a claim.
+    told = [(r["process"]["id"], r["extra"]["counter"]) for r in critical]
+    assert len(told) == len(set(told))
+    assert {counter for _, counter in told} == set(COUNTERS)
 
 
 def lose_everything(victim: Victim) -> None:
@@ -69,65 +75,64 @@ def test_a_store_that_has_lost_everything_fails_closed_until_a_reset(
     lose: Callable[[Victim], None], limit: dict[str, int], victim: Victim, service: Callable[..., Service]
 ) -> None:
     running = start(victim, service, **limit)
-    running.get("/counters/default", "PUT", b'{"limit": %d}' % LIMIT, **ADMIN)
+    put_counters(running, LIMIT, COUNTERS[1:] if limit else COUNTERS)
     claim_on_every_worker(running, 500)
     lose(victim)
     assert_closed(running)
-    assert running.get("/counters/default", "DELETE", **ADMIN)[0] == 204
-    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
-    history = Load(running, 100).join()
-    assert history.owned() == list(range(1, 101))
+    reset(running)
 
 
 def test_a_store_that_loses_everything_under_load_gives_no_number_to_two(
     victim: Victim, service: Callable[..., Service]
 ) -> None:
-    running = start(victim, service, limit=LIMIT)
+    running = start(victim, service)
+    put_counters(running, LIMIT)
     claim_on_every_worker(running, 500)
     load = Load(running, pace=0.01)
     load.wait_for(1_000)
     victim.wipe()
-    wait_until(lambda: 503 in load.history.statuses(), "a claim to fail")
+    wait_until(lambda: all(503 in load.history.of(name).statuses() for name in COUNTERS), "a claim of each to fail")
     history = load.stop()
-    owned = history.owned()
-    assert len(owned) == len(set(owned)), history.summary()
-    assert set(history.statuses()) == {200, 503}
+    for name in COUNTERS:
+        owned = history.of(name).owned()
+        assert len(owned) == len(set(owned)), history.summary()
+        assert set(history.of(name).statuses()) == {200, 503}
     assert_closed(running)
 
 
 def test_a_store_replaced_by_an_older_copy_fails_closed_until_a_reset(
     victim: Victim, service: Callable[..., Service]
 ) -> None:
-    running = start(victim, service, limit=LIMIT)
+    running = start(victim, service)
+    put_counters(running, LIMIT)
     Load(running, 200).join()
     victim.backup()
     wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
     claim_on_every_worker(running, 500)
     victim.restore()
     assert_closed(running)
-    assert running.get("/counters/default", "DELETE", **ADMIN)[0] == 204
-    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
-    assert Load(running, 100).join().owned() == list(range(1, 101))
+    reset(running)
 
 
 def test_a_lost_counter_counts_on_when_its_limit_is_put(victim: Victim, service: Callable[..., Service]) -> None:
-    running = start(victim, service, limit=LIMIT)
+    running = start(victim, service)
+    put_counters(running, LIMIT)
     claim_on_every_worker(running, 200)
     victim.wipe()
     assert_closed(running)
-    assert running.get("/counters/default", "PUT", b'{"limit": 50}', **ADMIN)[0] == 200
+    put_counters(running, 50)
     wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
 
 
 def test_a_respawned_worker_does_not_hide_the_loss(victim: Victim, service: Callable[..., Service]) -> None:
     """A worker that knows nothing creates the counter anew; the one that remembers closes it."""
     running = start(victim, service, limit=LIMIT)
+    put_counters(running, LIMIT, COUNTERS[1:])
     claim_on_every_worker(running, 200)
     victim.wipe()
     # As a worker that has just started does.
     newcomer = service(victim.url, "/readyz", workers=1, limit=LIMIT)
-    last = max(Load(newcomer, 1_000).join().owned())
-    assert last == 1_000
+    assert max(Load(newcomer, 1_000, counters=["default"]).join().owned()) == 1_000
     status, _ = wait_until(
         lambda: (answer := running.get("/", "POST"))[0] != 200 and answer, "a worker that remembers to answer"
     )

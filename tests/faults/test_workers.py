@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -11,38 +10,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtests.rig.clients import Client
-from loadtests.rig.harness import Load, judge
+from loadtests.rig.judge import judge, numbers_of_workers, workers
+from loadtests.rig.load import COUNTERS, Load, put_counters
+from loadtests.rig.victims import kill_a_worker
 from loadtests.rig.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loadtests.rig.harness import Victim
     from loadtests.rig.proxy import Proxy
     from loadtests.rig.service import Service
-
-
-def workers(service: Service) -> set[int]:
-    """The processes that have admitted claims."""
-    return {r["process"]["id"] for r in service.log() if "request_count" in r["extra"]}
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def kill_a_worker(service: Service) -> None:
-    victim = next(pid for pid in workers(service) if alive(pid))
-    os.kill(victim, signal.SIGKILL)
+    from loadtests.rig.victims import Victim
 
 
 def test_a_killed_worker_loses_at_most_its_claims_in_flight(victim: Victim, service: Callable[..., Service]) -> None:
     limit = 1_000_000
-    running = service(victim.url, "/readyz", limit=limit)
+    running = service(victim.url, "/readyz")
+    put_counters(running, limit)
     load = Load(running, clients=16, pace=0.01)
     load.wait_for(1_000)
     before = workers(running)
@@ -61,14 +45,15 @@ def test_a_killed_worker_loses_at_most_its_claims_in_flight(victim: Victim, serv
 
 
 def test_idempotency_keys_recover_a_killed_workers_claims(victim: Victim, service: Callable[..., Service]) -> None:
-    claims, limit = 6_000, 5_000
-    running = service(victim.url, "/readyz", limit=limit)
+    claims, limit = 6_000, 1_500
+    running = service(victim.url, "/readyz")
+    put_counters(running, limit)
     load = Load(running, claims, clients=16, keys=True, retry={0}, pace=0.01)
     load.wait_for(1_000)
     kill_a_worker(running)
     history = load.join()
     assert history.statuses()[0] > 0
-    assert len(history.owned()) == limit
+    assert history.admitted() == dict.fromkeys(COUNTERS, limit)
     # No number is anybody's loss: what was in flight has been asked for again.
     judge(history, running, limit=limit, statuses={200, 429, 0})
 
@@ -101,7 +86,8 @@ def test_sigterm_under_load_answers_every_claim_that_it_took(
     command: str, victim: Victim, service: Callable[..., Service]
 ) -> None:
     limit = 1_000_000
-    running = service(victim.url, "/readyz", command=command, limit=limit)
+    running = service(victim.url, "/readyz", command=command)
+    put_counters(running, limit)
     load = Load(running, clients=16, pace=0.05)
     load.wait_for(1_000)
     # Claims are on their way when the signal comes, and get their answers only after it.
@@ -115,9 +101,8 @@ def test_sigterm_under_load_answers_every_claim_that_it_took(
     assert running.process.wait(60) == 0
     history = load.stop()
     assert history.statuses()[200] >= before + 16
-    admitted = {number for call in history.calls for number in call.numbers}
-    logged = {r["extra"]["request_count"] for r in running.log() if "request_count" in r["extra"]}
-    assert admitted == logged
+    admitted = {(call.counter, number) for call in history.calls for number in call.numbers}
+    assert admitted == {(name, n) for (_, name), numbers in numbers_of_workers(running).items() for n in numbers}
     # Started anew, it counts on from the last number that somebody owns.
     running.start("/readyz")
     judge(history, running, limit=limit, statuses={200, 0, 503})
@@ -128,14 +113,15 @@ def test_sigterm_ends_readiness_before_the_claims_in_flight(
     command: str, victim: Victim, proxy: Proxy, service: Callable[..., Service]
 ) -> None:
     running = service(victim.proxied(proxy), "/readyz", command=command, workers=1, store_timeout=50)
+    put_counters(running, 100)
 
     async def run() -> None:
-        claiming, probing = Client(running.port), Client(running.port)
+        probing = Client(running.port)
         assert (await probing.request("/readyz", "GET"))[0] == 200
         victim.pause()
         passed = proxy.passed
-        claim = asyncio.create_task(claiming.request())
-        await asyncio.to_thread(wait_until, lambda: proxy.passed > passed, "the claim to be on its way")
+        claims = [asyncio.create_task(Client(running.port).request(f"/counters/{name}")) for name in COUNTERS]
+        await asyncio.to_thread(wait_until, lambda: proxy.passed > passed, "a claim to be on its way")
         assert running.process is not None
         running.process.send_signal(signal.SIGTERM)
         word = "Shutting down" if command == "serve-uvicorn" else "Stopping worker"
@@ -148,11 +134,11 @@ def test_sigterm_ends_readiness_before_the_claims_in_flight(
                 pass  # it takes no requests any more
             else:
                 assert (status, body["title"]) == (503, "Stopping")
-        assert not claim.done()
+        assert not any(claim.done() for claim in claims)
         victim.resume()
-        assert await claim == (200, {"request_count": 1, "limit": 100})
+        assert await asyncio.gather(*claims) == [(200, {"request_count": 1, "limit": 100})] * len(COUNTERS)
 
     asyncio.run(run())
     assert running.process is not None
     assert running.process.wait(60) == 0
-    assert [r["extra"]["request_count"] for r in running.log() if "request_count" in r["extra"]] == [1]
+    assert sorted(numbers_of_workers(running).values()) == [[1]] * len(COUNTERS)

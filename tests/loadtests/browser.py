@@ -1,9 +1,15 @@
 """A headless Chromium that asks nobody else anything."""
 
+from __future__ import annotations
+
 import shutil
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FLAGS = (
     "--no-sandbox",
@@ -17,7 +23,7 @@ FLAGS = (
 
 
 @contextmanager
-def chromium():
+def chromium() -> Iterator[Any]:
     """A browser driven by Playwright; skips the test where there is none."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:

@@ -1,13 +1,17 @@
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from loadtests.checks import Checker, Numbers, Wrong
 
 
-def claim(checker, number, limit=100, status=200, size=1):
+def claim(checker: Any, number: Any, limit: Any = 100, status: Any = 200, size: Any = 1) -> None:
     checker.check(status, b'{"request_count": %d, "limit": %d}' % (number, limit), size)
 
 
-def test_each_number_is_new_once():
+def test_each_number_is_new_once() -> None:
     numbers = Numbers()
     assert [numbers.add(n) for n in (1, 2, 1, 65536, 65536, 2**50, 2**50)] == [
         True,
@@ -20,7 +24,7 @@ def test_each_number_is_new_once():
     ]
 
 
-def test_right_answers_pass():
+def test_right_answers_pass() -> None:
     checker = Checker()
     claim(checker, 1)
     claim(checker, 3, size=2)
@@ -33,30 +37,30 @@ def test_right_answers_pass():
     ("number", "size"),
     [(5, 1), (6, 2), (4, 1)],
 )
-def test_a_number_given_twice_is_wrong(number, size):
+def test_a_number_given_twice_is_wrong(number: Any, size: Any) -> None:
     checker = Checker()
     claim(checker, 5, size=2)
     with pytest.raises(Wrong, match="given twice"):
         claim(checker, number, size=size)
 
 
-def test_a_number_over_the_limit_is_wrong():
+def test_a_number_over_the_limit_is_wrong() -> None:
     with pytest.raises(Wrong, match="over the limit"):
         claim(Checker(), 101)
 
 
-def test_a_refusal_while_there_is_room_is_wrong():
+def test_a_refusal_while_there_is_room_is_wrong() -> None:
     with pytest.raises(Wrong, match="room"):
         claim(Checker(), 99, status=429)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"request_count": "1", "limit": 2}', b"null"])
-def test_other_json_is_wrong(body):
+def test_other_json_is_wrong(body: Any) -> None:
     with pytest.raises(Wrong, match="not the JSON"):
         Checker().check(200, body, 1)
 
 
 @pytest.mark.parametrize(("status", "says"), [(503, "503: store"), (500, "500"), (404, "404"), (0, "no answer")])
-def test_another_status_is_named(status, says):
+def test_another_status_is_named(status: Any, says: str) -> None:
     with pytest.raises(Wrong, match=says):
         Checker().check(status, b"store", 1)

@@ -1,15 +1,22 @@
+from __future__ import annotations
+
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psutil
 import pytest
 
-from loadtests import stores
-from loadtests.audit import Audit, audit
+from loadtests.audit import CLIENTS, Audit, audit
 from loadtests.contenders import Contender, ContenderError, Running, Unavailable
-from loadtests.processes import Usage, port_is_taken, spawn, stop
+from loadtests.rig import redis
+from loadtests.rig.processes import spawn, stop
+from loadtests.rig.waiting import port_is_taken, wait_until
+from loadtests.stores import Valkey
+from loadtests.usage import Usage
 
 
 @pytest.mark.parametrize(
@@ -19,9 +26,11 @@ from loadtests.processes import Usage, port_is_taken, spawn, stop
         ("uvicorn+memory", "service", "uvicorn", "memory"),
         ("constant+granian", "constant", "granian", "none"),
         ("read-then-write+uvicorn", "read-then-write", "uvicorn", "redis"),
+        ("one-claim+granian", "one-claim", "granian", "redis"),
+        ("one-claim+granian+postgresql", "one-claim", "granian", "postgresql"),
     ],
 )
-def test_a_contender_is_named_by_what_it_is_made_of(text, app, server, store):
+def test_a_contender_is_named_by_what_it_is_made_of(text: str, app: str, server: str, store: str) -> None:
     contender = Contender.parse(text)
     assert (contender.app, contender.server, contender.store) == (app, server, store)
     assert contender.name == text
@@ -29,33 +38,30 @@ def test_a_contender_is_named_by_what_it_is_made_of(text, app, server, store):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "granian", "granian+oracle", "hypercorn+redis", "constant+redis", "granian+redis["]
+    "text",
+    ["", "granian", "granian+oracle", "hypercorn+redis", "constant+redis", "granian+redis[", "fastapi+granian+unix"],
 )
-def test_what_is_no_contender_is_refused(text):
+def test_what_is_no_contender_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="granian"):
         Contender.parse(text)
 
 
-def test_words_in_brackets_are_options_of_the_server_and_settings():
+def test_words_in_brackets_are_options_of_the_server_and_settings() -> None:
     contender = Contender.parse("granian+redis[--loop=asyncio PYTHONRICING_REQUEST_LOG=off]")
     assert "--loop=asyncio" in contender.command(1)
     assert not any("REQUEST_LOG" in word for word in contender.command(1))
     assert contender.environment("memory://", 5, "token")["PYTHONRICING_REQUEST_LOG"] == "off"
 
 
-def test_settings_of_the_caller_do_not_reach_a_contender(monkeypatch):
+def test_settings_of_the_caller_do_not_reach_a_contender(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONRICING_HALT_CACHE", "9")
     assert "PYTHONRICING_HALT_CACHE" not in Contender.parse("granian+redis").environment("memory://", 5, "token")
 
 
-def test_both_servers_get_the_same_backlog():
-    for name in ("granian+redis", "uvicorn+redis"):
-        command = Contender.parse(name).command(1)
-        assert command[command.index("--backlog") + 1] == "2048"
-
-
-@pytest.mark.parametrize("name", ["granian+redis", "uvicorn+unix", "granian+memory", "fastapi+uvicorn"])
-def test_a_contender_counts_exactly_and_leaves_nothing_behind(name):
+@pytest.mark.parametrize(
+    "name", ["granian+redis", "uvicorn+unix", "granian+memory", "fastapi+uvicorn", "one-claim+granian+redis-fsync"]
+)
+def test_a_contender_counts_exactly_and_leaves_nothing_behind(name: str) -> None:
     contender = Contender.parse(name)
     with Running(contender, 20) as running:
         tree = psutil.Process(running.pid).children(recursive=True)
@@ -68,19 +74,40 @@ def test_a_contender_counts_exactly_and_leaves_nothing_behind(name):
     assert not psutil.pid_exists(running.pid)
     assert not any(process.is_running() for process in tree)
     assert not port_is_taken(running.port)
-    assert not running._folder.exists()
+    assert not running.folder.exists()
 
 
-def test_reading_then_writing_oversells_and_the_audit_says_by_how_much():
-    contender = Contender.parse("read-then-write+uvicorn").with_workers(2)
+def test_reading_then_writing_oversells_and_the_audit_says_by_how_much() -> None:
+    contender = Contender.parse("read-then-write+uvicorn")
+    with Running(contender, 1) as running, ThreadPoolExecutor(1) as pool:
+        assert isinstance(running.store, Valkey)
+        store = running.store.server
+
+        def reads() -> int:
+            return int(store.info("commandstats")["cmdstat_get"].split(",")[0].removeprefix("calls="))
+
+        # Every client's claim reads before any of them writes.
+        before = reads()
+        store.run("CLIENT", "PAUSE", 60_000, "WRITE")
+        auditing = pool.submit(audit, running.port, 1)
+        wait_until(lambda: reads() == before + CLIENTS, "every client's claim to read")
+        store.run("CLIENT", "UNPAUSE")
+        found = auditing.result()
+    assert found.admitted == CLIENTS
+    assert found.distinct == 1
+    assert found.verdict(contender) == f"oversold by {CLIENTS - 1}"
+
+
+def test_a_peer_of_the_service_is_the_service_with_batches_of_one_claim() -> None:
+    contender = Contender.parse("one-claim+granian")
     with Running(contender, 20) as running:
-        found = audit(running.port, 20)
-    assert found.admitted > 20
-    assert found.distinct == 20
-    assert found.verdict(contender) == f"oversold by {found.admitted - 20}"
+        assert isinstance(running.store, Valkey)
+        scripts = running.store.commands()
+        assert audit(running.port, 20).verdict(contender) == "exact"
+        assert running.store.commands() - scripts >= 20
 
 
-def test_workers_that_count_for_themselves_are_reset_by_starting_anew():
+def test_workers_that_count_for_themselves_are_reset_by_starting_anew() -> None:
     contender = Contender.parse("granian+memory").with_workers(2)
     with Running(contender, 5) as running:
         assert audit(running.port, 5).admitted > 5
@@ -90,7 +117,7 @@ def test_workers_that_count_for_themselves_are_reset_by_starting_anew():
         assert audit(running.port, 5).admitted > 5
 
 
-def test_a_taken_port_is_named():
+def test_a_taken_port_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -99,7 +126,7 @@ def test_a_taken_port_is_named():
             Running(Contender.parse("constant+granian"), 5, port=port)
 
 
-def test_a_port_shared_by_another_server_counts_as_taken():
+def test_a_port_shared_by_another_server_counts_as_taken() -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         taken.bind(("127.0.0.1", 0))
@@ -107,24 +134,24 @@ def test_a_port_shared_by_another_server_counts_as_taken():
         assert port_is_taken(taken.getsockname()[1])
 
 
-def test_a_contender_that_ends_while_starting_says_why():
+def test_a_contender_that_ends_while_starting_says_why() -> None:
     with pytest.raises(ContenderError, match="No such option"):
         Running(Contender.parse("constant+uvicorn[--no-such-option]"), 5)
 
 
-def test_a_missing_store_is_named_with_what_brings_it(monkeypatch):
-    monkeypatch.setattr(stores, "valkey_binary", lambda: (_ for _ in ()).throw(Unavailable("no valkey-server: …")))
+def test_a_missing_store_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis, "redis_programs", lambda: (_ for _ in ()).throw(Unavailable("no valkey-server: …")))
     with pytest.raises(Unavailable, match="no valkey-server"):
         Running(Contender.parse("granian+redis"), 5)
 
 
-def test_a_store_that_does_not_start_says_why(monkeypatch):
-    monkeypatch.setattr(stores, "valkey_binary", lambda: "/bin/false")
+def test_a_store_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis, "redis_programs", lambda: ["/bin/false"])
     with pytest.raises(Unavailable, match="valkey did not start"):
         Running(Contender.parse("granian+redis"), 5)
 
 
-def test_stopping_reaches_children_that_ignore_sigterm():
+def test_stopping_reaches_children_that_ignore_sigterm() -> None:
     script = "trap '' TERM; sh -c 'trap \"\" TERM; sleep 60' & wait; sleep 60"
     process = spawn(["sh", "-c", script], output=subprocess.DEVNULL)
     while not (children := psutil.Process(process.pid).children(recursive=True)):
@@ -134,7 +161,7 @@ def test_stopping_reaches_children_that_ignore_sigterm():
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
-def test_usage_counts_the_cpu_and_the_switches_of_the_whole_tree():
+def test_usage_counts_the_cpu_and_the_switches_of_the_whole_tree() -> None:
     burn = "import time\nwhile time.process_time() < 0.3: pass\ntime.sleep(60)"
     script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
     process = spawn([sys.executable, "-c", script], output=subprocess.DEVNULL)
@@ -151,10 +178,10 @@ def test_usage_counts_the_cpu_and_the_switches_of_the_whole_tree():
     assert Usage.of(process.pid).cpu == {}
 
 
-def test_the_audit_tells_every_kind_of_wrong():
+def test_the_audit_tells_every_kind_of_wrong() -> Any:
     contender = Contender.parse("granian+redis")
 
-    def verdict(**found):
+    def verdict(**found: Any) -> Any:
         return Audit(3, **found).verdict(contender)
 
     assert verdict(admitted=3, numbers={1, 2, 3}, reading=3) == "exact"

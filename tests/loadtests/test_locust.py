@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import csv
 import json
 import os
@@ -8,12 +10,13 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from loadtests.contenders import UNLIMITED, Contender, Running
-from loadtests.processes import free_port
+from loadtests.rig.waiting import free_port
 from loadtests.side_by_side import Server, as_csv, as_text
 from tests.loadtests.browser import chromium
 
@@ -21,7 +24,7 @@ LOCUSTFILE = str(Path(__file__).parents[2] / "loadtests" / "locustfile.py")
 ROOT = Path(__file__).parents[2]
 
 
-def locust(tmp_path, *words, **environment):
+def locust(tmp_path: Path, *words: str, **environment: str) -> Any:
     command = [sys.executable, "-m", "locust", "-f", LOCUSTFILE, "--server-workers", "1", *words]
     with (tmp_path / "locust.log").open("wb") as log:
         return subprocess.Popen(
@@ -29,13 +32,13 @@ def locust(tmp_path, *words, **environment):
         )
 
 
-def headless(tmp_path, *words, **environment):
+def headless(tmp_path: Path, *words: str, **environment: str) -> Any:
     process = locust(tmp_path, "--headless", "-u", "8", "-r", "8", "-t", "3s", *words, **environment)
     process.wait(120)
     return process.returncode, (tmp_path / "locust.log").read_text()
 
 
-def test_a_row_has_what_the_server_answered():
+def test_a_row_has_what_the_server_answered() -> None:
     server = Server("granian", "http://127.0.0.1:1", None)
     for number in range(1, 101):
         server.record(float(number), failed=number == 7, admitted=number <= 90, refused=number > 90)
@@ -51,7 +54,7 @@ def test_a_row_has_what_the_server_answered():
     assert server.row()["requests"] == 0
 
 
-def test_without_a_web_ui_it_measures_both_servers_and_writes_what_locust_writes(tmp_path):
+def test_without_a_web_ui_it_measures_both_servers_and_writes_what_locust_writes(tmp_path: Path) -> None:
     prefix = tmp_path / "run"
     words = ("--csv", str(prefix), "--html", str(tmp_path / "report.html"))
     status, said = headless(tmp_path, *words, "GranianBurst", "UvicornBurst", "GranianNamed", "UvicornNamed")
@@ -69,7 +72,7 @@ def test_without_a_web_ui_it_measures_both_servers_and_writes_what_locust_writes
     assert "Side by side" in said
 
 
-def test_a_server_that_oversells_fails_with_what_was_wrong(tmp_path):
+def test_a_server_that_oversells_fails_with_what_was_wrong(tmp_path: Path) -> None:
     with Running(Contender.parse("read-then-write+uvicorn"), UNLIMITED) as running:
         result = str(tmp_path / "result.json")
         _, said = headless(tmp_path, LOADTESTS_TARGETS=f"contender={running.url}", LOADTESTS_RESULT=result)
@@ -78,7 +81,7 @@ def test_a_server_that_oversells_fails_with_what_was_wrong(tmp_path):
     assert "a number given twice" in said
 
 
-def test_a_server_that_cannot_start_ends_the_run_with_a_clear_line(tmp_path):
+def test_a_server_that_cannot_start_ends_the_run_with_a_clear_line(tmp_path: Path) -> None:
     status, said = headless(tmp_path, "--server-store", "oracle")
     assert status == 1
     assert "loadtests: granian+oracle: a contender is" in said
@@ -86,7 +89,7 @@ def test_a_server_that_cannot_start_ends_the_run_with_a_clear_line(tmp_path):
 
 
 @contextmanager
-def web_ui(tmp_path):
+def web_ui(tmp_path: Path) -> Any:
     port = free_port()
     process = locust(tmp_path, "--class-picker", "--web-host", "127.0.0.1", "--web-port", str(port))
     try:
@@ -105,7 +108,7 @@ def web_ui(tmp_path):
         process.wait(30)
 
 
-def test_stopping_locust_stops_both_servers(tmp_path):
+def test_stopping_locust_stops_both_servers(tmp_path: Path) -> None:
     with web_ui(tmp_path) as (process, _):
         children = psutil.Process(process.pid).children(recursive=True)
         assert len([child for child in children if "valkey" in child.name()]) == 2
@@ -113,7 +116,7 @@ def test_stopping_locust_stops_both_servers(tmp_path):
     assert not [each for each in running if each.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_taken_port_of_the_web_ui_ends_it_with_a_clear_line(tmp_path):
+def test_a_taken_port_of_the_web_ui_ends_it_with_a_clear_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -126,7 +129,7 @@ def test_a_taken_port_of_the_web_ui_ends_it_with_a_clear_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_started_from_the_browser_shows_both_servers_in_the_tab(tmp_path):
+def test_a_run_started_from_the_browser_shows_both_servers_in_the_tab(tmp_path: Path) -> None:
     with web_ui(tmp_path) as (_, url), chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 800})
         page.goto(url)

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -7,16 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from loadtests.contenders import UNLIMITED, Contender
-from loadtests.measure import Case, Lab, Options, _on_signals, plan, unexpected
+from loadtests.measure import Case, Lab, Options, on_signals, plan, unexpected
 from loadtests.tools import Outcome
 
 
-def options(*names, **changes):
+def options(*names: Any, **changes: Any) -> Any:
     contenders = tuple(map(Contender.parse, names or ("granian+redis", "uvicorn+redis")))
     return Options(**{"contenders": contenders, "workers": (2,), "connections": (32,), "tools": ("wrk",), **changes})
 
@@ -24,20 +27,20 @@ def options(*names, **changes):
 class Quiet:
     """Nobody watches."""
 
-    def __init__(self):
-        self.measurements = []
+    def __init__(self) -> None:
+        self.measurements: list[dict[str, Any]] = []
 
-    def phase(self, text, steps): ...
+    def phase(self, text: str, steps: int) -> None: ...
 
-    def step(self, text): ...
+    def step(self, text: str) -> None: ...
 
-    def measured(self, run):
+    def measured(self, run: Any) -> None:
         self.measurements.append(run)
 
-    def trouble(self, text): ...
+    def trouble(self, text: str) -> None: ...
 
 
-def test_every_tool_measures_the_base_and_one_tool_the_sweeps():
+def test_every_tool_measures_the_base_and_one_tool_the_sweeps() -> None:
     up, cases = plan(
         options("granian+redis", workers=(2, 4), connections=(32, 1), counters=(1, 100), tools=("ab", "ab -k", "wrk"))
     )
@@ -52,17 +55,17 @@ def test_every_tool_measures_the_base_and_one_tool_the_sweeps():
     }
 
 
-def test_workers_that_count_for_themselves_and_peers_have_no_named_counters():
+def test_workers_that_count_for_themselves_and_peers_have_no_named_counters() -> None:
     _, cases = plan(options("granian+memory", "fastapi+uvicorn", counters=(1, 100)))
     assert all(case.counters == 1 for case in cases)
 
 
-def test_the_scenario_decides_the_limit():
+def test_the_scenario_decides_the_limit() -> None:
     limits = {name: options(scenario=name).start_limit for name in ("admitted", "halted", "sale")}
     assert limits == {"admitted": UNLIMITED, "halted": 0, "sale": 100}
 
 
-def test_statuses_that_cannot_be_right_are_failures():
+def test_statuses_that_cannot_be_right_are_failures() -> None:
     service, constant = Contender.parse("granian+redis"), Contender.parse("constant+granian")
     outcome = Outcome(100, 1.0, 1, 1, 1, 1, 1, failures=0, non_2xx=7, percentiles=[])
     assert unexpected(outcome, "admitted", service) == 7
@@ -74,21 +77,23 @@ def test_statuses_that_cannot_be_right_are_failures():
 class Rehearsal(Lab):
     """A lab that only writes down what it would measure."""
 
-    def __init__(self, options):
+    def __init__(self, options: Options) -> None:
         super().__init__(options, Quiet())
-        self.order = []
+        self.order: list[tuple[int, str]] = []
 
-    def _measure_case(self, case, number):
+    def measure_case(self, case: Case, number: int) -> None:
         self.order.append((number, case.contender))
 
-    def rehearse(self):
+    def is_up(self, contender: str) -> bool:
+        return True
+
+    def rehearse(self) -> list[tuple[int, str]]:
         _, cases = plan(self.options)
-        self._up = {case.contender: None for case in cases}
-        self._measure(cases)
+        self.measure(cases)
         return self.order
 
 
-def test_every_round_has_everyone_once_in_an_order_of_its_own():
+def test_every_round_has_everyone_once_in_an_order_of_its_own() -> None:
     names = ("granian+redis", "uvicorn+redis", "granian+memory", "uvicorn+memory")
     order = Rehearsal(options(*names, rounds=6, seed=1)).rehearse()
     rounds = [[contender for turn, contender in order if turn == number] for number in range(1, 7)]
@@ -98,33 +103,33 @@ def test_every_round_has_everyone_once_in_an_order_of_its_own():
     assert Rehearsal(options(*names, rounds=6, seed=1)).rehearse() == order
 
 
-def test_a_tool_that_measures_once_measures_in_the_first_round():
+def test_a_tool_that_measures_once_measures_in_the_first_round() -> None:
     order = Rehearsal(options("granian+redis", tools=("wrk", "locust"), rounds=3, once=("locust",))).rehearse()
     assert [number for number, _ in order] == [1, 1, 2, 3]
 
 
-def test_an_interrupt_that_is_swallowed_ends_the_measurement_all_the_same():
+def test_an_interrupt_that_is_swallowed_ends_the_measurement_all_the_same() -> None:
     class Deaf(Rehearsal):
-        def _measure_case(self, case, number):
-            super()._measure_case(case, number)
+        def measure_case(self, case: Case, number: int) -> None:
+            super().measure_case(case, number)
             with contextlib.suppress(KeyboardInterrupt):  # as Python itself does in what it runs after a fork
                 signal.raise_signal(signal.SIGTERM)
 
     lab = Deaf(options(rounds=6))
-    with _on_signals(lab._interrupt), pytest.raises(KeyboardInterrupt):
+    with on_signals(lab.interrupt), pytest.raises(KeyboardInterrupt):
         lab.rehearse()
     assert lab.results.interrupted
     assert len(lab.order) == 1
 
 
-def compare(tmp_path, *words, **environment):
+def compare(tmp_path: Path, *words: str, **environment: str) -> Any:
     command = [sys.executable, "-m", "loadtests", "compare", "--output", str(tmp_path), "--limit", "10", *words]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )
 
 
-def results(tmp_path):
+def results(tmp_path: Path) -> Any:
     return json.loads((tmp_path / "results.json").read_text())
 
 
@@ -134,7 +139,7 @@ needs_ab = pytest.mark.skipif(shutil.which("ab") is None, reason="ab is not inst
 
 
 @needs_ab
-def test_a_contender_that_does_not_start_is_named_and_the_others_go_on(tmp_path):
+def test_a_contender_that_does_not_start_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     process = compare(
         tmp_path, *SHORT, "--contender", "granian+redis", "--contender", "constant+uvicorn[--no-such-option]"
     )
@@ -150,31 +155,27 @@ def test_a_contender_that_does_not_start_is_named_and_the_others_go_on(tmp_path)
 
 
 @needs_ab
-def test_a_contender_that_dies_is_named_and_the_others_go_on():
-    lab = Lab(
-        options("constant+granian", "constant+uvicorn", tools=("ab",), workers=(1,), requests=100, rounds=3), Quiet()
-    )
-    start = lab._start
+def test_a_contender_that_dies_is_named_and_the_others_go_on() -> None:
+    class KillsOne(Lab):
+        def start(self, contenders: list[Contender]) -> None:
+            super().start(contenders)
+            os.kill(self.up["constant+uvicorn x1"].pid, signal.SIGKILL)
 
-    def start_and_kill_one(contenders):
-        start(contenders)
-        os.kill(lab._up["constant+uvicorn x1"].pid, signal.SIGKILL)
-
-    lab._start = start_and_kill_one
-    found = lab.run()
+    asked = options("constant+granian", "constant+uvicorn", tools=("ab",), workers=(1,), requests=100, rounds=3)
+    found = KillsOne(asked, Quiet()).run()
     assert {run["contender"] for run in found.runs} == {"constant+granian x1"}
     assert len(found.runs) == 3
     assert any("constant+uvicorn x1" in line and "it ended" in line for line in found.errors)
 
 
-def test_a_tool_that_is_not_installed_is_named_with_its_package(tmp_path):
+def test_a_tool_that_is_not_installed_is_named_with_its_package(tmp_path: Path) -> None:
     process = compare(tmp_path, *SHORT, "--contender", "constant+granian", PATH="/nonexistent")
     _, said = process.communicate(timeout=120)
     assert "ab is not installed: it is in apache2-utils" in said
     assert process.returncode == 1
 
 
-def test_a_missing_store_skips_its_contenders(tmp_path):
+def test_a_missing_store_skips_its_contenders(tmp_path: Path) -> None:
     words = [*SHORT[2:], "--contender", "constant+granian", "--contender", "granian+postgresql", "--tool", "ab"]
     process = compare(tmp_path, *words, PYTHONPATH=_without(tmp_path, "asyncpg"))
     _, said = process.communicate(timeout=120)
@@ -183,7 +184,7 @@ def test_a_missing_store_skips_its_contenders(tmp_path):
     assert {run["contender"] for run in results(tmp_path)["runs"]} <= {"constant+granian x1"}
 
 
-def _without(tmp_path, package):
+def _without(tmp_path: Path, package: str) -> Any:
     """A path on which a package can't be found."""
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util\n"
@@ -195,12 +196,14 @@ def _without(tmp_path, package):
 
 @needs_ab
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_comparison_keeps_its_figures_and_leaves_nothing_running(tmp_path, number):
+def test_an_interrupted_comparison_keeps_its_figures_and_leaves_nothing_running(tmp_path: Path, number: Any) -> None:
     words = [word if word != "2" else "1000" for word in SHORT]
     process = compare(tmp_path, *words, "--contender", "constant+granian", "--contender", "granian+redis")
     while "Measuring" not in process.stderr.readline():
         assert process.poll() is None
-    descendants, generators, deadline = {}, set(), time.monotonic() + 60
+    descendants: dict[int, psutil.Process] = {}
+    generators: set[int] = set()
+    deadline = time.monotonic() + 60
     while len(generators) < 5:
         assert time.monotonic() < deadline, "it does not measure"
         descendants |= {each.pid: each for each in psutil.Process(process.pid).children(recursive=True)}
@@ -220,7 +223,7 @@ def test_an_interrupted_comparison_keeps_its_figures_and_leaves_nothing_running(
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_the_quick_comparison_ends_within_two_minutes_with_every_plot(tmp_path):
+def test_the_quick_comparison_ends_within_two_minutes_with_every_plot(tmp_path: Path) -> None:
     started = time.monotonic()
     process = compare(tmp_path, "--quick")
     process.communicate(timeout=200)

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import subprocess
 import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -8,13 +11,16 @@ from loadtests.contenders import Contender
 from loadtests.profile import ProfileError, profile
 from loadtests.tools import TOOLS
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def run(*words, **options):
+
+def run(*words: str, **options: Any) -> Any:
     command = [sys.executable, "-m", "loadtests", "profile", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)
 
 
-def test_the_flame_graph_shows_the_path_of_a_claim(tmp_path):
+def test_the_flame_graph_shows_the_path_of_a_claim(tmp_path: Path) -> None:
     picture = tmp_path / "new" / "profile.svg"
     words = ("--contender", "granian+memory", "--tool", "locust", "--seconds", "2", "--connections", "4")
     done = run(*words, "--output", str(picture))
@@ -23,18 +29,18 @@ def test_the_flame_graph_shows_the_path_of_a_claim(tmp_path):
     assert (done.returncode, done.stdout.strip()) == (0, str(picture)), done.stderr
     drawn = picture.read_text()
     assert drawn.lstrip().startswith("<?xml")
-    assert "pythonricing/api.py" in drawn
-    assert "pythonricing/counters.py" in drawn
+    assert "pythonricing/web/" in drawn
+    assert "pythonricing/counting/" in drawn
 
 
-def test_a_worker_that_cant_be_looked_into_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_worker", lambda pid: 2**22 + 1)  # above every process id
+def test_a_worker_that_cant_be_looked_into_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "youngest", lambda pid: 2**22 + 1)  # above every process id
     with pytest.raises(ProfileError, match=r"py-spy could not look into the worker: .") as error:
         profile(Contender.parse("granian+memory").with_workers(1), TOOLS["locust"], 1, 2, tmp_path / "profile.svg")
     assert "\n" not in str(error.value)
 
 
-def test_a_tool_that_is_not_installed_is_named(tmp_path):
+def test_a_tool_that_is_not_installed_is_named(tmp_path: Path) -> None:
     done = run("--output", str(tmp_path / "profile.svg"), env={"PATH": str(tmp_path)})
     assert done.returncode == 1
     assert done.stderr.strip() == "Error: wrk is not installed: it is in wrk"

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import re
 import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -7,6 +10,9 @@ from loadtests import report
 from loadtests.analysis import Analysis
 from loadtests.contenders import Contender
 from loadtests.measure import Results
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MACHINE = {
     "cpu": "Example CPU",
@@ -32,7 +38,7 @@ OPTIONS = {
 }
 
 
-def run(contender, number, rate, cpu, connections=32, **changes):
+def run(contender: Any, number: Any, rate: Any, cpu: Any, connections: int = 32, **changes: Any) -> Any:
     return {
         "contender": contender,
         "tool": "wrk",
@@ -64,7 +70,7 @@ def run(contender, number, rate, cpu, connections=32, **changes):
     }
 
 
-def made(runs, names=("granian+redis", "uvicorn+redis"), workers=(2,), **changes):
+def made(runs: Any, names: Any = ("granian+redis", "uvicorn+redis"), workers: Any = (2,), **changes: Any) -> Any:
     contenders = {}
     for name in names:
         for count in workers:
@@ -83,18 +89,18 @@ def made(runs, names=("granian+redis", "uvicorn+redis"), workers=(2,), **changes
 
 
 @pytest.fixture
-def results():
+def results() -> Any:
     """Granian answers 1.5 times as much in every round, at the same CPU or a little more or less."""
     runs = []
     for number in range(1, 6):
         runs.append(run("granian+redis x2", number, 1500 * number, 100 + (-1) ** number))
         runs.append(run("uvicorn+redis x2", number, 1000 * number, 100))
-    audits = {"granian+redis x2": dict.fromkeys(("admitted", "distinct", "limit", "reading"), 100)}
-    audits["granian+redis x2"] |= {"refused": 3900, "failures": 0, "verdict": "exact"}
+    audit: dict[str, Any] = dict.fromkeys(("admitted", "distinct", "limit", "reading"), 100)
+    audits = {"granian+redis x2": audit | {"refused": 3900, "failures": 0, "verdict": "exact"}}
     return made(runs, audits=audits)
 
 
-def test_ratios_are_paired_and_said_in_words(results):
+def test_ratios_are_paired_and_said_in_words(results: Results) -> None:
     ratios = {ratio.figure.key: ratio for ratio in Analysis(results).ratios()}
     assert ratios["requests_per_second"].value.median == 1.5
     assert ratios["requests_per_second"].words == "better"
@@ -102,7 +108,7 @@ def test_ratios_are_paired_and_said_in_words(results):
     assert all(ratio.question == "Granian against uvicorn" for ratio in ratios.values())
 
 
-def test_a_loss_of_granian_is_said_outright(results):
+def test_a_loss_of_granian_is_said_outright(results: Results) -> None:
     for each in results.runs:
         each["p99_ms"] = 9.0 if each["contender"].startswith("granian") else 3.0
     losses = next(part for part in report.sections(Analysis(results)) if part.title.startswith("Where Granian loses"))
@@ -111,7 +117,7 @@ def test_a_loss_of_granian_is_said_outright(results):
     ]
 
 
-def test_a_generator_at_its_limit_stands_beside_the_figures_and_ratios_but_not_beside_cpu(results):
+def test_a_generator_at_its_limit_stands_beside_the_figures_and_ratios_but_not_beside_cpu(results: Results) -> None:
     for each in results.runs:
         each["generator_saturated"] = True
         each["generator_cores"] = 0.98
@@ -122,7 +128,7 @@ def test_a_generator_at_its_limit_stands_beside_the_figures_and_ratios_but_not_b
     assert words["cpu_us"] == "no difference"
 
 
-def test_other_programs_that_were_busy_are_told(results):
+def test_other_programs_that_were_busy_are_told(results: Results) -> None:
     for each in results.runs:
         each["other_cores"] = 0.7
     text = report.as_markdown(report.sections(Analysis(results)))
@@ -130,9 +136,9 @@ def test_other_programs_that_were_busy_are_told(results):
     assert "**Not a quiet machine**: other programs used 0.70 cores in the median run" in text
 
 
-def test_questions_pair_what_is_alike():
-    names = ("granian+redis", "granian+memory", "constant+granian", "fastapi+uvicorn", "read-then-write+uvicorn")
-    names += ("granian+redis[PYTHONRICING_REQUEST_LOG=off]",)
+def test_questions_pair_what_is_alike() -> None:
+    names = ["granian+redis", "granian+memory", "constant+granian", "fastapi+uvicorn", "read-then-write+uvicorn"]
+    names += ["one-claim+granian", "granian+redis[PYTHONRICING_REQUEST_LOG=off]"]
     found = Analysis(made([run(f"{name} x2", 1, 1000, 100) for name in names], names)).ratios()
     pairs = {(ratio.question, ratio.ours.contender, ratio.theirs.contender) for ratio in found}
     assert {pair for pair in pairs if "[" not in pair[1]} == {
@@ -141,6 +147,7 @@ def test_questions_pair_what_is_alike():
         ("against the constant answer", "granian+memory x2", "constant+granian x2"),
         ("against FastAPI", "granian+redis x2", "fastapi+uvicorn x2"),
         ("against FastAPI", "granian+memory x2", "fastapi+uvicorn x2"),
+        ("against batches of one claim", "granian+redis x2", "one-claim+granian x2"),
         ("against read-then-write", "granian+redis x2", "read-then-write+uvicorn x2"),
         ("against read-then-write", "granian+memory x2", "read-then-write+uvicorn x2"),
     }
@@ -148,24 +155,24 @@ def test_questions_pair_what_is_alike():
     assert ("with options against without", with_log_off, "granian+redis x2") in pairs
 
 
-def test_different_connections_and_workers_are_never_paired():
+def test_different_connections_and_workers_are_never_paired() -> None:
     runs = [run("granian+redis x2", 1, 1, 1), run("uvicorn+redis x2", 1, 1, 1, connections=64)]
     runs += [run("uvicorn+redis x4", 1, 1, 1)]
     assert Analysis(made(runs, workers=(2, 4))).ratios() == []
 
 
-def test_a_sweep_keeps_everything_else_at_the_base():
+def test_a_sweep_keeps_everything_else_at_the_base() -> None:
     runs = [run("granian+redis x2", 1, 10, 1), run("granian+redis x4", 1, 20, 1), run("granian+redis x2", 1, 5, 1, 64)]
     analysis = Analysis(made(runs, workers=(2, 4)))
     points = [
         (place, value.median) for place, value in analysis.sweep("workers", "requests_per_second")["granian+redis"]
     ]
     assert points == [(2, 10), (4, 20)]
-    points = analysis.sweep("connections", "requests_per_second")["granian+redis"]
-    assert [place for place, _ in points] == [32, 64]
+    sweep = analysis.sweep("connections", "requests_per_second")["granian+redis"]
+    assert [place for place, _ in sweep] == [32, 64]
 
 
-def test_the_report_has_what_a_reader_needs_to_judge_it(results, tmp_path):
+def test_the_report_has_what_a_reader_needs_to_judge_it(results: Results, tmp_path: Path) -> None:
     results.errors.append("uvicorn+redis x2, round 3: ab printed nothing")
     report.write(results, tmp_path)
     text = (tmp_path / "report.md").read_text()
@@ -175,7 +182,7 @@ def test_the_report_has_what_a_reader_needs_to_judge_it(results, tmp_path):
     assert Results.from_json((tmp_path / "results.json").read_text()).runs[0]["round"] == 1
 
 
-def test_the_page_needs_no_network_and_takes_its_ink_from_the_page(results, tmp_path):
+def test_the_page_needs_no_network_and_takes_its_ink_from_the_page(results: Results, tmp_path: Path) -> None:
     report.write(results, tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?https?:""", page)
@@ -190,13 +197,21 @@ def test_the_page_needs_no_network_and_takes_its_ink_from_the_page(results, tmp_
     assert "prefers-color-scheme: dark" in page
 
 
-def test_names_and_messages_cannot_break_the_page(results, tmp_path):
+def test_names_and_messages_cannot_break_the_page(results: Results, tmp_path: Path) -> None:
     results.errors.append("<script>alert(1)</script> | x")
     report.write(results, tmp_path)
     assert "<script" not in (tmp_path / "report.html").read_text()
 
 
-def test_nothing_measured_still_makes_a_report(tmp_path):
+def test_a_comparison_for_a_page_says_its_command_and_has_headings_below_the_pages(results: Any) -> None:
+    text = report.as_page(results, "python -m loadtests compare --publish")
+    assert text.startswith("### `python -m loadtests compare --publish`\n")
+    assert "Machine: Example CPU" in text
+    assert "| granian+redis x2 | 100 | 100 |" in text
+    assert {line.split(" ")[0] for line in text.splitlines() if line.startswith("#")} == {"###"}
+
+
+def test_nothing_measured_still_makes_a_report(tmp_path: Path) -> None:
     report.write(made([], errors=["granian+redis x2: port 1 is taken"], interrupted=True), tmp_path)
     assert "port 1 is taken" in (tmp_path / "report.html").read_text()
     assert "Interrupted" in (tmp_path / "report.md").read_text()

@@ -1,12 +1,19 @@
+from __future__ import annotations
+
 import os
 import shutil
 import stat
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from loadtests import tools
 from loadtests.contenders import UNLIMITED, Contender, Running
 from loadtests.tools import TOOLS, Load, ToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 AB = """\
 This is ApacheBench, Version 2.3 <$Revision: 1 $>
@@ -31,13 +38,13 @@ wrk-json {"requests": 22372, "seconds": 1.099898, "mean_ms": 0.1983, "max_ms": 2
 """
 
 
-def test_ab_is_called_as_the_headline_calls_it(tmp_path):
+def test_ab_is_called_as_the_headline_calls_it(tmp_path: Path) -> None:
     command = TOOLS["ab"].command("http://127.0.0.1:1", Load(10, 10000, 3), tmp_path)
     assert command[:5] == ["ab", "-n", "10000", "-c", "10"]
     assert "-k" in TOOLS["ab -k"].command("http://127.0.0.1:1", Load(10, 10000, 3), tmp_path)
 
 
-def test_what_ab_prints_is_read(tmp_path):
+def test_what_ab_prints_is_read(tmp_path: Path) -> None:
     table = "".join(f"{percent},{percent / 10}\n" for percent in range(101))
     (tmp_path / "ab.csv").write_text("Percentage served,Time in ms\n" + table)
     outcome = TOOLS["ab"].parse(AB, tmp_path)
@@ -48,7 +55,7 @@ def test_what_ab_prints_is_read(tmp_path):
     assert outcome.requests_per_second == pytest.approx(14184.4, rel=1e-3)
 
 
-def test_what_wrk_prints_is_read(tmp_path):
+def test_what_wrk_prints_is_read(tmp_path: Path) -> None:
     outcome = TOOLS["wrk"].parse(WRK, tmp_path)
     assert (outcome.requests, outcome.failures, outcome.non_2xx) == (22372, 1, 3)
     assert (outcome.p50_ms, outcome.p95_ms, outcome.p99_ms, outcome.max_ms) == (0.18, 0.4, 0.9, 2.56)
@@ -58,12 +65,12 @@ def test_what_wrk_prints_is_read(tmp_path):
     ("name", "output"),
     [("ab", "Complete requests: 5\n"), ("ab", AB), ("wrk", "unable to connect"), ("locust", "")],
 )
-def test_output_that_lacks_figures_is_an_error(name, output, tmp_path):
+def test_output_that_lacks_figures_is_an_error(name: str, output: Any, tmp_path: Path) -> None:
     with pytest.raises(ToolError):
         TOOLS[name].parse(output, tmp_path)
 
 
-def test_a_generator_at_its_limit_is_told(tmp_path):
+def test_a_generator_at_its_limit_is_told(tmp_path: Path) -> None:
     outcome = TOOLS["wrk"].parse(WRK, tmp_path)
     outcome.generator_limit = 2.0
     outcome.generator_cores = 1.7
@@ -73,10 +80,10 @@ def test_a_generator_at_its_limit_is_told(tmp_path):
 
 
 @pytest.fixture
-def fake_ab(tmp_path, monkeypatch):
+def fake_ab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An `ab` of the test's own."""
 
-    def write(script):
+    def write(script: str) -> None:
         path = tmp_path / "bin" / "ab"
         path.parent.mkdir()
         path.write_text("#!/bin/sh\n" + script)
@@ -95,22 +102,21 @@ def fake_ab(tmp_path, monkeypatch):
         ("kill -9 $$", "status -9"),
     ],
 )
-def test_a_tool_that_fails_is_named_with_what_it_said(fake_ab, script, says):
+def test_a_tool_that_fails_is_named_with_what_it_said(fake_ab: Callable[[str], None], script: str, says: str) -> None:
     fake_ab(script)
     with pytest.raises(ToolError, match=says):
         tools.run(TOOLS["ab"], "http://127.0.0.1:1", Load(1, 10, 1))
 
 
-def test_a_tool_that_hangs_is_ended(fake_ab, monkeypatch):
+def test_a_tool_that_hangs_is_ended(fake_ab: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     fake_ab("sleep 60")
-    wait = tools._wait
-    monkeypatch.setattr(tools, "_wait", lambda process, patience: wait(process, 0.2))
+    monkeypatch.setattr(tools, "PATIENCE", 0.2)
     with pytest.raises(ToolError, match="did not end"):
-        tools.run(TOOLS["ab"], "http://127.0.0.1:1", Load(1, 10, 1))
+        tools.run(TOOLS["ab"], "http://127.0.0.1:1", Load(1, 10, 0))
 
 
 @pytest.mark.parametrize("name", ["ab", "ab -k", "wrk", "locust"])
-def test_the_real_tool_measures_and_is_understood(name):
+def test_the_real_tool_measures_and_is_understood(name: str) -> None:
     if not TOOLS[name].available():
         pytest.skip(f"{name} is not installed: it is in {TOOLS[name].package}")
     contender = Contender.parse("constant+granian")

@@ -9,40 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
 from loadtests.rig.clients import hammer
 from loadtests.rig.service import Service, environment
 from loadtests.rig.waiting import free_port, wait_until
+from tests.serve.commands import fails, processes_of, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from loadtests.rig.postgres import PostgresServer
     from loadtests.rig.redis import RedisServer
-
-PROGRAM = str(Path(sys.executable).with_name("pythonricing"))
-
-
-def run(*arguments: str, home: Path, **settings: object) -> tuple[int, str, str]:
-    """Run a command to its end: the exit status, stdout and stderr."""
-    variables = environment(settings) | {"XDG_STATE_HOME": str(home)}
-    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, env=variables, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-def processes_of(text: str) -> list[int]:
-    """The processes whose command line holds `text`."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if text in (folder / "cmdline").read_bytes().decode(errors="replace"):
-                found.append(int(folder.name))
-        except OSError:
-            pass
-    return found
 
 
 @pytest.mark.parametrize("server", ["serve", "serve-uvicorn"])
@@ -105,18 +87,6 @@ def test_a_named_counter_is_read_and_reset(empty_valkey: RedisServer, service: C
     )
 
 
-def fails(home: Path, *arguments: str, **settings: object) -> str:
-    """Run a command that must fail at once with one line and exit status 2; returns the line."""
-    if arguments[0] == "serve" and "--port" not in arguments:
-        arguments = (*arguments, "--port", str(free_port()))
-    status, output, errors = run(*arguments, home=home, **settings)
-    assert (status, output) == (2, "")
-    assert errors.endswith("\n")
-    assert errors.count("\n") == 1, errors
-    assert not processes_of(str(home))
-    return errors.strip()
-
-
 def test_replicas_that_nobody_has_are_one_line(tmp_path: Path) -> None:
     assert fails(tmp_path, "serve", store_replicas=1).endswith("STORE_REPLICAS: the embedded Valkey has no replicas")
     assert "memory:// has no replicas" in fails(tmp_path, "serve", store="memory://", store_replicas=1)
@@ -142,6 +112,21 @@ def test_a_store_that_is_away_is_one_line(tmp_path: Path) -> None:
     line = fails(tmp_path, "serve", store=f"redis://127.0.0.1:{free_port()}", store_timeout=0.2)
     assert line.startswith("pythonricing: store redis://127.0.0.1:")
     assert "Connect call failed" in line or "refused" in line
+
+
+def test_a_command_that_postgresql_does_not_answer_is_one_line(empty_postgres: PostgresServer, tmp_path: Path) -> None:
+    assert run("reset", home=tmp_path, store=empty_postgres.url)[0] == 0
+
+    async def ask() -> str:
+        connection = await asyncpg.connect(empty_postgres.url)
+        try:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE pythonricing.counter IN ACCESS EXCLUSIVE MODE")
+                return await asyncio.to_thread(fails, tmp_path, "status", store=empty_postgres.url, store_timeout=0.5)
+        finally:
+            await connection.close()
+
+    assert "can't be used" in asyncio.run(ask())
 
 
 def test_a_wrong_password_is_one_line_without_the_password(
@@ -173,13 +158,6 @@ def test_a_bad_setting_stops_plain_granian_with_its_log_configuration_too(tmp_pa
     assert running.process is not None
     assert running.process.wait(60) == 2
     assert running.errors.read_text().strip().startswith("PYTHONRICING_LIMIT: 'many' is not")
-
-
-def test_a_second_serve_on_the_embedded_store_is_one_line(tmp_path: Path, service: Callable[..., Service]) -> None:
-    service(None, command="serve", workers=1, wait_for="/readyz")
-    status, _, errors = run("serve", "--port", str(free_port()), home=tmp_path)
-    assert status == 2
-    assert "another pythonricing runs on the embedded store" in errors
 
 
 def test_a_state_folder_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.asyncio.cluster import NodesManager
 
 from loadtests.rig.waiting import PATIENCE
 from pythonricing.stores import create_store
 from pythonricing.stores.link import Link
+from pythonricing.stores.redis.routes.sentinel import Sentinels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,20 +45,20 @@ def test_a_link_that_connects_is_closed_although_a_cancellation_is_lost() -> Non
 
 
 @pytest.mark.parametrize(
-    ("url", "asks"),
+    ("url", "asks", "how"),
     [
-        ("redis+cluster://127.0.0.1:1", lambda store: (type(store._slots), "initialize")),
-        ("redis+sentinel://127.0.0.1:1/service", lambda store: (store._sentinels, "discover_master")),
+        ("redis+cluster://127.0.0.1:1", NodesManager, "initialize"),
+        ("redis+sentinel://127.0.0.1:1/service", Sentinels, "discover_master"),
     ],
 )
 def test_a_store_that_asks_for_its_servers_is_closed_although_a_cancellation_is_lost(
-    url: str, asks: Callable[[Any], tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
+    url: str, asks: type, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        store = create_store(url, 1.0)
         stubborn = Stubborn()
+        monkeypatch.setattr(asks, how, stubborn)
+        store = create_store(url, 1.0)
         await store.open()
-        monkeypatch.setattr(*asks(store), stubborn)
         await stubborn.called.wait()
         await store.close()
 

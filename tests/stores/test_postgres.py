@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+from click.testing import CliRunner
 
 from loadtests.rig.clients import hammer
 from loadtests.rig.waiting import PATIENCE, free_port, wait_until
@@ -29,10 +32,12 @@ from pythonricing.counting.model import (
     StoreUnavailable,
     StoreURLError,
 )
+from pythonricing.counting.store import trouble
+from pythonricing.serve.cli import main
 from pythonricing.stores import create_store
 from pythonricing.stores.postgres import store as postgres
 from pythonricing.stores.postgres.store import CONNECTIONS, PostgresStore
-from tests.serve.test_cli import fails, run
+from tests.serve.commands import fails, run
 from tests.support import Silence
 
 if TYPE_CHECKING:
@@ -92,7 +97,7 @@ def test_sixteen_at_once_install_the_schema_once(empty_postgres: PostgresServer)
     async def first_use() -> None:
         async with opened(empty_postgres.url) as store:
             await store.put("seats", 10)
-            assert store.trouble == ""
+            assert trouble(store) == ""
 
     async def scenario() -> None:
         await asyncio.gather(*(first_use() for _ in range(16)))
@@ -155,9 +160,34 @@ def test_installing_it_again_changes_nothing(empty_postgres: PostgresServer) -> 
     asyncio.run(scenario())
 
 
+def test_a_connection_that_is_given_up_leaves_no_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver forgets a future if an attempt is cancelled after the socket and before the protocol is there."""
+    connect = asyncio.SelectorEventLoop.create_connection
+
+    async def given_up(loop: Any, factory: Callable[[], Any], *where: Any, **options: Any) -> Any:
+        attempt = asyncio.current_task()
+
+        def made() -> Any:
+            loop.call_soon(attempt.cancel)  # type: ignore[union-attr]
+            return factory()
+
+        return await connect(loop, made, *where, **options)
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "create_connection", given_up)
+    monkeypatch.setenv("PYTHONRICING_STORE_TIMEOUT", "0.2")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/db"
+        done = CliRunner().invoke(main, ["status", "--store", url])
+    gc.collect()  # a future complains when it goes
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert [record for record in caplog.records if record.name == "asyncio" and record.levelname == "ERROR"] == []
+
+
 def test_without_its_driver_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "asyncpg", None)
-    monkeypatch.delitem(sys.modules, "pythonricing.stores.postgres")
+    monkeypatch.delitem(sys.modules, "pythonricing.stores.postgres.store")
     with pytest.raises(StoreURLError, match=r"^PostgreSQL needs its driver: pip install 'pythonricing\[postgres\]'$"):
         create_store("postgresql://db", 1.0)
 

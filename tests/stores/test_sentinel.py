@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import ssl
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -13,56 +13,36 @@ from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import (
     Answer,
-    Batch,
     NoSuchCounter,
     StateLost,
-    StoreError,
     StoreUnavailable,
     StoreURLError,
 )
+from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
+from pythonricing.stores.redis.url import read_sentinel
+from tests.stores.support import (
+    assert_once_each,
+    batch,
+    calls,
+    claim_steadily,
+    connected,
+    elected,
+    links,
+    opened,
+    persist,
+    until,
+)
 from tests.support import Silence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
-    from loadtests.rig.redis import RedisServer, SentinelServers
+    from loadtests.rig.redis import RedisServer
+    from loadtests.rig.sentinels import SentinelServers
     from loadtests.rig.service import Service
-    from pythonricing.counting.store import Store
 
 REDIS = "redis-server"
-
-
-@contextlib.asynccontextmanager
-async def opened(url: str, patience: float = 20.0, **options: Any) -> AsyncIterator[Any]:
-    """A connected store."""
-    store = create_store(url, patience, **options)
-    await store.open()
-    try:
-        await asyncio.wait_for(store.ready(), PATIENCE)
-        yield store
-    finally:
-        await store.close()
-
-
-def batch(name: str, sequence: int, *sizes: int, **more: Any) -> Batch:
-    fields = {"worker": "w", "attempt": 0, "keys": None, "seen": None, "create": None}
-    return Batch(name=name, sequence=sequence, sizes=list(sizes), **{**fields, **more})
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    await asyncio.to_thread(wait_until, condition, "it in a test's event loop")
-
-
-async def persist(store: Store, act: Callable[[], Any], name: str | None = None) -> Any:
-    """Do it until the store is available, as the heart does."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            await store.ready(name)
-            try:
-                return await act()
-            except StoreUnavailable:
-                await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +70,15 @@ def test_a_url_that_cant_be_used_is_one_clear_line_without_its_password(url: str
 
 
 def test_a_url_names_sentinels_with_their_usual_port_and_passes_options_on() -> None:
-    store: Any = create_store(
-        "rediss+sentinel://u:p@a,[::1]:7,b:8/svc/3?sentinel_username=v&sentinel_password=q&ssl_cert_reqs=none", 1.0
+    options = read_sentinel(
+        "rediss+sentinel://u:p@a,[::1]:7,b:8/svc/3?sentinel_username=v&sentinel_password=q&ssl_cert_reqs=none"
     )
-    assert store._addresses == [("a", 26379), ("::1", 7), ("b", 8)]
-    options = store._connection_options
-    assert (options["username"], options["password"], options["db"], store._service) == ("u", "p", 3, "svc")
-    own = store._sentinel_options
-    assert (own["username"], own["password"], own["ssl"], own["ssl_cert_reqs"]) == ("v", "q", True, "none")
+    assert options.sentinels == [("a", 26379), ("::1", 7), ("b", 8)]
+    assert (options.service, options.username, options.password) == ("svc", "v", "q")
+    assert (options.data.username, options.data.password, options.data.db) == ("u", "p", 3)
+    assert options.data.tls is not None
+    assert options.data.tls.verify_mode == ssl.CERT_NONE
+    assert options.data.tls_words == {"ssl": True, "ssl_cert_reqs": "none"}
 
 
 def test_users_and_passwords_of_servers_and_sentinels_are_apart(sentinels: Callable[..., SentinelServers]) -> None:
@@ -113,25 +94,11 @@ def test_users_and_passwords_of_servers_and_sentinels_are_apart(sentinels: Calla
             assert (await store.put("seats", 5))[1]
         wrong = create_store(f"{url}?sentinel_username=watcher&sentinel_password=wrong", 1.0)
         await wrong.open()
-        await until(lambda: "invalid username-password" in wrong.trouble)
-        assert wrong.nodes == {}
+        await until(lambda: "invalid username-password" in trouble(wrong))
+        assert links(wrong) == {}
         await wrong.close()
 
     asyncio.run(scenario())
-
-
-async def claim_steadily(counters: Counters, answers: list[Answer | Exception], pause: float = 0.002) -> None:
-    while True:
-        try:
-            answers.append(await counters.claim("seats"))
-        except StoreError as error:
-            answers.append(error)
-        await asyncio.sleep(pause)
-
-
-def assert_once_each(answers: list[Answer | Exception]) -> None:
-    numbers = [answer.request_count for answer in answers if isinstance(answer, Answer) and answer.admitted]
-    assert len(numbers) == len(set(numbers))
 
 
 @pytest.mark.parametrize("how", ["ordered", "killed", "paused"])
@@ -146,7 +113,7 @@ def test_claims_follow_the_master_through_a_failover(
         counters = Counters(store, Silence(), timeout=2.0)
         await counters.open()
         await counters.put("seats", 1_000_000)
-        assert store.master == f"127.0.0.1:{old.port}"
+        assert elected(store) == f"127.0.0.1:{old.port}"
         answers: list[Answer | Exception] = []
         tasks = [asyncio.create_task(claim_steadily(counters, answers)) for _ in range(4)]
         await asyncio.sleep(0.3)
@@ -155,7 +122,7 @@ def test_claims_follow_the_master_through_a_failover(
         else:
             old.kill() if how == "killed" else old.pause()
         new = await asyncio.to_thread(servers.wait_for_failover, old)
-        await until(lambda: store.nodes == {f"127.0.0.1:{new.port}": True})
+        await until(lambda: links(store) == {f"127.0.0.1:{new.port}": True})
         before = len(answers)
         await until(lambda: any(isinstance(answer, Answer) for answer in answers[before:]))
         if how == "paused":
@@ -165,7 +132,7 @@ def test_claims_follow_the_master_through_a_failover(
             task.cancel()
         await counters.close()
         assert_once_each(answers)
-        assert store.master == f"127.0.0.1:{new.port}"
+        assert elected(store) == f"127.0.0.1:{new.port}"
 
     asyncio.run(scenario())
 
@@ -183,10 +150,10 @@ def test_a_master_that_was_demoted_is_left_at_the_first_claim(sentinels: Callabl
             old.run("REPLICAOF", "127.0.0.1", new.port)
             with pytest.raises(StoreUnavailable, match="READONLY"):
                 await store.claim(batch("seats", 1, 1))
-            assert not any(store.nodes.values())
+            assert not any(links(store).values())
             for sentinel in servers.sentinels:
                 sentinel.resume()
-            await until(lambda: "is no master" in store.trouble and not any(store.nodes.values()))
+            await until(lambda: "is no master" in trouble(store) and not any(links(store).values()))
             assert (await persist(store, lambda: store.claim(batch("seats", 1, 1)))).before == 0
 
     asyncio.run(scenario())
@@ -204,8 +171,8 @@ def test_a_server_that_sentinels_name_but_is_no_master_gets_no_claims(
     async def scenario() -> None:
         store = create_store(servers.url, 1.0)
         await store.open()
-        await until(lambda: "no master" in store.trouble)
-        assert not any(store.nodes.values())
+        await until(lambda: "no master" in trouble(store))
+        assert not any(links(store).values())
         await store.close()
 
     asyncio.run(scenario())
@@ -223,7 +190,7 @@ def test_a_master_that_still_answers_is_left_once_sentinels_name_another(
             for sentinel in servers.sentinels:
                 sentinel.run("SENTINEL", "REMOVE", "service")
                 sentinel.run("SENTINEL", "MONITOR", "service", "127.0.0.1", other.port, 2)
-            await until(lambda: store.nodes == {f"127.0.0.1:{other.port}": True})
+            await until(lambda: links(store) == {f"127.0.0.1:{other.port}": True})
 
     asyncio.run(scenario())
 
@@ -238,12 +205,12 @@ def test_a_master_that_was_silent_until_it_was_replaced_gets_no_claims(
         old.pause()
         store = create_store(servers.url, 20.0)
         await store.open()
-        await until(lambda: store.master == f"127.0.0.1:{old.port}")
+        await until(lambda: elected(store) == f"127.0.0.1:{old.port}")
         servers.sentinels[0].run("SENTINEL", "REMOVE", "service")
         servers.sentinels[0].run("SENTINEL", "MONITOR", "service", "127.0.0.1", other.port, 1)
         old.resume()
         await asyncio.wait_for(store.ready(), PATIENCE)
-        assert store.master == f"127.0.0.1:{other.port}"
+        assert elected(store) == f"127.0.0.1:{other.port}"
         await store.close()
 
     asyncio.run(scenario())
@@ -261,7 +228,7 @@ def test_the_newest_word_counts_whichever_sentinel_is_asked_first(
     async def scenario() -> None:
         for order in (addresses, addresses[::-1]):
             async with opened(f"redis+sentinel://{','.join(order)}/service") as store:
-                assert store.master == f"127.0.0.1:{new.port}"
+                assert elected(store) == f"127.0.0.1:{new.port}"
 
     asyncio.run(scenario())
 
@@ -269,21 +236,16 @@ def test_the_newest_word_counts_whichever_sentinel_is_asked_first(
 def test_sentinels_that_know_no_master_are_the_trouble(sentinels: Callable[..., SentinelServers]) -> None:
     servers = sentinels(replicas=0, sentinels=1)
 
-    async def trouble(url: str, word: str) -> None:
+    async def meet(url: str, word: str) -> None:
         store = create_store(url, 1.0)
         await store.open()
-        await until(lambda: word in store.trouble)
+        await until(lambda: word in trouble(store))
         await store.close()
 
-    asyncio.run(trouble(servers.url.replace("/service", "/other"), "no Sentinel names a master for other"))
+    asyncio.run(meet(servers.url.replace("/service", "/other"), "no Sentinel names a master for other"))
     servers.master.kill()
     wait_until(lambda: "s_down" in str(servers.sentinels[0].ask("SENTINEL", "MASTER", "service")), "it to be missed")
-    asyncio.run(trouble(servers.url, "no Sentinel names a master for service: 127.0.0.1"))
-
-
-def calls(server: RedisServer, command: str) -> int:
-    stats = server.info("commandstats").get(f"cmdstat_{command}", "calls=0")
-    return int(stats.split(",")[0].removeprefix("calls="))
+    asyncio.run(meet(servers.url, "no Sentinel names a master for service: 127.0.0.1"))
 
 
 def test_what_too_few_replicas_have_is_unavailable_until_the_receipt_settles_it(
@@ -557,14 +519,3 @@ def test_readiness_and_metrics_name_the_master(
     new.kill()
     wait_until(lambda: running.get("/readyz")[0] == 503, "nobody to be ready")
     assert f"127.0.0.1:{new.port}" in running.get("/readyz")[1]["detail"]
-
-
-def connected(service: Service) -> dict[str, int]:
-    """How many workers are connected to which server, as /metrics tells it."""
-    import urllib.request
-
-    with urllib.request.urlopen(f"{service.url}/metrics", timeout=PATIENCE) as answer:
-        lines = answer.read().decode().splitlines()
-    prefix = 'pythonricing_store_connected{node="'
-    found = (line.removeprefix(prefix).split('"} ') for line in lines if line.startswith(prefix))
-    return {node: int(float(value)) for node, value in found}

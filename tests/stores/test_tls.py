@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from loadtests.rig.cluster import ClusterServers
     from loadtests.rig.postgres import PostgresServer
-    from loadtests.rig.redis import ClusterServers, RedisServer, SentinelServers
+    from loadtests.rig.redis import RedisServer
+    from loadtests.rig.sentinels import SentinelServers
 
 
 #: How PostgreSQL's clients ask for TLS before they begin with it ("Message Formats" in its manual).

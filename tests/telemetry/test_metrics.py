@@ -19,10 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from loadtests.rig.clients import hammer
 from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.counting.counters import Counters
-from pythonricing.counting.journal import Journals
 from pythonricing.stores.memory import MemoryStore
-from pythonricing.telemetry import metrics as module
 from pythonricing.telemetry.metrics import MAX_LABELS, OTHER, Metrics
+from pythonricing.telemetry.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -246,14 +245,19 @@ def test_the_metrics_keep_the_conventions(empty_valkey: RedisServer, service: Ca
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
+def silent() -> Writer:
+    """A writer whose lines nobody reads."""
+    return Writer(os.open(os.devnull, os.O_WRONLY))
+
+
 def test_labels_are_bounded_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
 
     async def scenario() -> dict[Any, float]:
-        metrics = Metrics(lambda: 0, lambda: 7, dict)
-        store = MemoryStore()
-        journals: Any = Journals(metrics)
-        counters = Counters(store, journals)
+        store, writer = MemoryStore(), silent()
+        writer.dropped = 7
+        metrics = Metrics(store, writer)
+        counters = Counters(store, metrics)
         await counters.open()
         for number in range(MAX_LABELS + 50):
             await store.put(f"c{number}", 10)
@@ -280,14 +284,15 @@ def test_counting_costs_a_batch_nothing_but_additions(monkeypatch: pytest.Monkey
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
 
     async def scenario() -> None:
-        metrics = Metrics(lambda: 0, lambda: 0, dict)
+        metrics = Metrics(MemoryStore(), silent())
         flushes = []
-        monkeypatch.setattr(metrics, "flush", lambda: flushes.append(1))
+        flushed = asyncio.Event()
+        monkeypatch.setattr(metrics, "flush", lambda: (flushes.append(1), flushed.set()))
         for _ in range(1000):
             metrics.answered("default", 16, 0.001)
             metrics.settled("default", 100, [(1, 1)], 15)
         assert not flushes
-        await asyncio.sleep(module.FLUSH_SECONDS * 2)
+        await flushed.wait()
         assert len(flushes) == 1
 
     asyncio.run(scenario())

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
 import signal
 import socket
-import subprocess
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,10 +16,8 @@ import pytest
 
 from loadtests.rig.clients import hammer
 from loadtests.rig.waiting import PATIENCE, wait_until
-from pythonricing.serve.terminal import Screen
-from pythonricing.web import watch
-from pythonricing.web.watch import Event, Shown
-from tests.serve.test_cli import PROGRAM
+from pythonricing.telemetry.events import TICK_SECONDS
+from pythonricing.web.watch import MAX_WATCHERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,7 +116,7 @@ def test_watching_counts_nothing_and_reads_once_a_second_however_many_watch(
         after = reads()
         assert began is not None
         assert ended is not None
-        assert after - before <= (ended["time"] - began["time"]) / 1000 / watch.TICK_SECONDS + 2
+        assert after - before <= (ended["time"] - began["time"]) / 1000 / TICK_SECONDS + 2
         assert shown(ended)["count"] == 0
     quiet = reads()
     wait_until(lambda: reads() == reads() and reads() <= quiet + 2, "nobody to read any more")
@@ -153,7 +149,7 @@ def test_whoever_left_is_forgotten(server: str, empty_valkey: RedisServer, servi
             client.sendall(b"GET /watch/events HTTP/1.1\r\nHost: x\r\n\r\n")
             return client.recv(12) == b"HTTP/1.1 503"
 
-    with watching(running, streams=watch.MAX_WATCHERS) as streams:
+    with watching(running, streams=MAX_WATCHERS) as streams:
         assert streams[-1].event()
         assert turned_away()
         assert running.get("/")[0] == 200
@@ -192,58 +188,3 @@ def test_it_can_be_switched_off(empty_valkey: RedisServer, service: Callable[...
     assert running.get("/watch/events")[0] == 404
     with urlopen(f"{running.url}/metrics", timeout=PATIENCE) as answer:
         assert answer.status == 200
-
-
-def event(count: int, refused: int, seconds: int, epoch: int = 1, server: int = 1) -> Event:
-    return Event(seconds * 1000, server, refused, [Shown("default", count, 100, epoch, False, refused)])
-
-
-def text_of(screen: Screen) -> str:
-    from rich.console import Console
-
-    console = Console(width=140, record=True, file=io.StringIO())
-    console.print(screen.render())
-    return console.export_text()
-
-
-def test_the_terminal_shows_counts_rates_and_what_is_halted() -> None:
-    screen = Screen("http://here")
-    screen.take(event(0, 0, 0))
-    screen.take(event(60, 8, 2))
-    line = text_of(screen).splitlines()[-1].split()
-    assert (line[0], line[-5:]) == ("default", ["60", "100", "30", "4", "open"])
-    screen.take(event(100, 8, 3))
-    assert "HALTED" in text_of(screen)
-    screen.take(event(10, 5, 4, epoch=2, server=2))  # a reset, told by another server
-    assert text_of(screen).splitlines()[-1].split()[-5:] == ["10", "100", "10", "0", "open"]
-    screen.take(None)
-    assert "no connection" in text_of(screen)
-
-
-def test_watch_in_a_terminal_connects_again_and_ends_with_ctrl_c(
-    empty_valkey: RedisServer, service: Callable[..., Service]
-) -> None:
-    running = service(empty_valkey.url, workers=2, limit=3, wait_for="/readyz")
-    command = [PROGRAM, "watch", running.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        for _ in range(5):
-            running.get("/")
-        again = None
-        time.sleep(2.5)
-        running.terminate()
-        again = service(empty_valkey.url, workers=2, port=running.port, wait_for="/readyz")
-        time.sleep(3)
-        assert again.get("/")[0] == 429
-    finally:
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, errors) == (0, "")
-    assert "HALTED" in output
-
-
-def test_watch_without_a_service_is_one_line() -> None:
-    done = subprocess.run([PROGRAM, "watch", "http://127.0.0.1:1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "refused" in done.stderr

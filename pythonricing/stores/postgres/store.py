@@ -25,6 +25,7 @@ from pythonricing.counting.model import (
     Counter,
     NoSuchCounter,
     Replay,
+    Server,
     StateLost,
     StoreError,
     StoreRejected,
@@ -35,7 +36,7 @@ from pythonricing.settings import without_password
 from pythonricing.stores.link import Link, stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from pythonricing.counting.model import Batch, Seen
     from pythonricing.settings import OnLoss
@@ -125,11 +126,8 @@ class PostgresStore:
     over a new one before anybody's patience ends.
     """
 
-    nodes: Mapping[str, bool] = {}
-    master = None
-
     def __init__(self, url: str, timeout: float, on_loss: OnLoss = "halt") -> None:
-        self.connected: Callable[[], None] = lambda: None
+        self.on_connect: Callable[[], None] = lambda: None
         self._on_loss = on_loss
         self._url = url
         self._where = without_password(url)
@@ -145,13 +143,12 @@ class PostgresStore:
         self._idle: asyncio.Queue[Session] = asyncio.Queue()  # in turns, so that closed ones come up and are dropped
         self._sweeper: asyncio.Task[None] | None = None
 
-    @property
-    def trouble(self) -> str:
-        return self._links[0].trouble
+    def servers(self) -> Sequence[Server]:
+        reconnects = sum(max(0, link.reconnects) for link in self._links)
+        return [Server("", self._connected.is_set(), reconnects, self._links[0].trouble)]
 
-    @property
-    def reconnects(self) -> int:
-        return sum(max(0, link.reconnects) for link in self._links)
+    def server_of(self, name: str) -> str:
+        return ""
 
     async def open(self) -> None:
         if self._sweeper is None:
@@ -170,12 +167,9 @@ class PostgresStore:
     async def probe(self) -> None:
         return None
 
-    def node(self, name: str) -> str:
-        return self._where
-
     def _was_connected(self) -> None:
         if len(self._sessions) == 1:  # not for those that are opened because there is much to do
-            self.connected()
+            self.on_connect()
 
     async def claim(self, batch: Batch) -> Verdict:
         runs: list[tuple[int, int, str | None]]

@@ -1,80 +1,16 @@
-"""Start programs so that none outlives the lab, and read what a tree of processes has cost."""
+"""What a tree of processes has cost: CPU, context switches, memory."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 LINUX = sys.platform == "linux"
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if LINUX else None
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to send SIGTERM when the lab ends, however it ends (prctl(2))."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def spawn(
-    command: Sequence[str], *, output: int, env: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, its stdout and stderr going to the file descriptor `output`.
-
-    Ctrl-C then reaches the lab alone, which stops its programs in order; `stop` reaches all their children.
-    """
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        env=env,
-        cwd=cwd,
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    )
-
-
-def stop(process: subprocess.Popen[bytes], patience: float = 10) -> None:
-    """End a program that `spawn` started and everything it started: SIGTERM, after `patience` seconds SIGKILL."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def port_is_taken(port: int) -> bool:
-    """Whether something listens there, even with SO_REUSEPORT, where a second server would silently share."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-        return False
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -89,7 +25,7 @@ def cpu_seconds(process: psutil.Process) -> float:
         except OSError:
             raise psutil.NoSuchProcess(process.pid) from None
     times = process.cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)
 
 
 def context_switches(process: psutil.Process) -> int:
@@ -157,4 +93,5 @@ class Usage:
 def machine_busy_seconds() -> float:
     """Seconds of CPU that everything on this machine has used since it started."""
     times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+    busy: float = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+    return busy

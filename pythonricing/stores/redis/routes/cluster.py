@@ -1,4 +1,4 @@
-"""Counters spread over a Redis or Valkey Cluster: redis-py knows the slots, a pipeline leads to each shard's master.
+"""The way through a Redis or Valkey Cluster: redis-py knows the slots, a pipeline leads to each shard's master.
 
 All keys of a counter share a hash tag, so a batch is one script on one shard, and its receipts move with its slot.
 """
@@ -10,24 +10,24 @@ import random
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-import hiredis
 from loguru import logger
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import parse_url
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisError
 
-from pythonricing.counting.model import StoreError, StoreUnavailable, StoreURLError
+from pythonricing.counting.model import Server, StoreUnavailable, StoreURLError
 from pythonricing.stores.link import Link, stop
-from pythonricing.stores.redis.sentinel import CONNECT_SECONDS, addresses
-from pythonricing.stores.redis.store import INDEX, REDIRECTIONS, Pipeline, RedisStore, ignore
+from pythonricing.stores.redis.pipeline import refused
+from pythonricing.stores.redis.routes.sentinel import CONNECT_SECONDS
+from pythonricing.stores.redis.url import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Sequence
 
-    from pythonricing.settings import OnLoss
+    from pythonricing.stores.redis.connector import Connector
+    from pythonricing.stores.redis.pipeline import Pipeline
+    from pythonricing.stores.redis.url import ClusterOptions
 
 #: Seconds between two looks at the cluster's slots (some 10 ms of a CPU each), growing while a shard can't be reached.
 LOOK_SECONDS = 0.1
@@ -37,14 +37,18 @@ MAX_LOOK_SECONDS = 0.5
 NOBODY = "slots that no node serves"
 
 
-class ClusterStore(RedisStore):
-    """A Store on `redis+cluster://[user:password@]host:port,host:port[?options]`: any of the cluster's nodes.
+class Cluster:
+    """A Route of one link to the master of each shard."""
 
-    The options are those of redis-py's URLs. A worker keeps one connection to the master of each shard.
-    """
+    spread = True
 
-    def __init__(self, url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = "halt") -> None:
-        super().__init__(url, timeout, replicas, on_loss)
+    def __init__(self, where: str, scheme: str, connector: Connector, options: ClusterOptions) -> None:
+        self.on_connect: Callable[[], None] = lambda: None
+        self._where = where
+        self._scheme = scheme
+        self._connector = connector
+        self._seeds = options.seeds
+        self._patience = min(connector.timeout, CONNECT_SECONDS)
         self._links: dict[str, Link[Pipeline]] = {}
         self._retired = 0  # reconnects of links that are gone
         self._looking: asyncio.Task[None] | None = None
@@ -53,46 +57,36 @@ class ClusterStore(RedisStore):
         self._waiting = 0  # calls of ready()
         self._owners: dict[int, str] = {}  # as they were last looked at
         self._trouble = ""
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def _read_url(self, url: str) -> tuple[Any, dict[str, Any]]:
-        parts = urlsplit(url)
-        if parts.path.strip("/"):
-            raise StoreURLError(f"{self._where}: a cluster has no databases or services to choose by a path")
-        self._seeds = addresses(parts.netloc, 6379, self._where)
-        self._scheme = parts.scheme.partition("+")[0]
-        user, at, _ = parts.netloc.rpartition("@")
-        plain = f"{self._scheme}://{user}{at}cluster?{parts.query}"
-        kind, options = super()._read_url(plain)
-        if options.get("db"):
-            raise StoreURLError(f"{self._where}: a cluster has no databases")
-        self._patience = min(self._timeout, CONNECT_SECONDS)
-        known: dict[str, Any] = {"ssl": self._scheme == "rediss", "protocol": 2, **parse_url(plain)}
-        known |= {"socket_timeout": self._patience / 2, "socket_connect_timeout": self._patience / 2}
-        for name in ("host", "connection_class", "db"):
-            known.pop(name, None)
+        asking: dict[str, Any] = {
+            "username": options.data.username,
+            "password": options.data.password,
+            "socket_timeout": self._patience / 2,
+            "socket_connect_timeout": self._patience / 2,
+            "protocol": 2,
+            **options.data.tls_words,
+        }
         try:
             nodes = [ClusterNode(host, port) for host, port in self._seeds]
-            self._slots = RedisCluster(startup_nodes=nodes, require_full_coverage=False, **known).nodes_manager
+            self._slots = RedisCluster(startup_nodes=nodes, require_full_coverage=False, **asking).nodes_manager
         except (RedisError, TypeError, OSError) as error:
-            raise StoreURLError(f"{self._where}: {error}") from None
-        return kind, options
+            raise StoreURLError(f"{where}: {error}") from None
 
-    @property
-    def trouble(self) -> str:
-        return next((link.trouble for link in self._links.values() if not link.connected), self._trouble)
+    def servers(self) -> Sequence[Server]:
+        cluster = Server("", bool(self._links) and not self._trouble, self._retired, self._trouble)
+        return [
+            *(
+                Server(node, link.connected, max(0, link.reconnects), link.trouble)
+                for node, link in self._links.items()
+            ),
+            cluster,
+        ]
 
-    @property
-    def reconnects(self) -> int:
-        return self._retired + sum(max(0, link.reconnects) for link in self._links.values())
-
-    @property
-    def nodes(self) -> Mapping[str, bool]:
-        return {node: link.connected for node, link in self._links.items()}
-
-    def node(self, name: str) -> str:
+    def server_of(self, name: str) -> str:
         nodes = self._slots.slots_cache.get(key_slot(name.encode()))
         return str(nodes[0].name) if nodes else NOBODY
+
+    def _reason(self) -> str:
+        return next((server.trouble for server in self.servers() if server.trouble and not server.connected), "")
 
     async def open(self) -> None:
         if self._looking is not None:
@@ -101,9 +95,8 @@ class ClusterStore(RedisStore):
         self._looking = asyncio.create_task(self._look())
 
     async def close(self) -> None:
-        for task in (self._looking, *self._tasks):
-            if task is not None:
-                await stop(task)
+        if self._looking is not None:
+            await stop(self._looking)
         for link in self._links.values():
             await link.close()
 
@@ -120,7 +113,7 @@ class ClusterStore(RedisStore):
     def _is_ready(self, name: str | None) -> bool:
         if name is None:
             return any(link.connected for link in self._links.values())
-        link = self._links.get(self.node(name))
+        link = self._links.get(self.server_of(name))
         return link is not None and link.connected
 
     async def probe(self) -> list[str] | None:
@@ -128,13 +121,13 @@ class ClusterStore(RedisStore):
         answers = await asyncio.gather(*(self._answers(node) for node in masters))
         unreachable = sorted(node for node, answered in zip(masters, answers, strict=True) if not answered)
         if len(unreachable) == len(masters):
-            raise StoreUnavailable(f"no shard of {self._where} answers: {', '.join(unreachable)}; {self.trouble}")
+            raise StoreUnavailable(f"no shard of {self._where} answers: {', '.join(unreachable)}; {self._reason()}")
         return unreachable if self._is_whole() else [*unreachable, NOBODY]
 
     async def _answers(self, node: str) -> bool:
         """Whether a shard's master answers and is in a part of the cluster that serves."""
         try:
-            async with asyncio.timeout(self._timeout / 2):
+            async with asyncio.timeout(self._connector.timeout / 2):
                 state = await self._link_to(node).connection.confirmed("CLUSTER", "INFO")
         except (StoreUnavailable, TimeoutError):
             return False
@@ -197,81 +190,53 @@ class ClusterStore(RedisStore):
         link = self._links.get(node)
         if link is None:
             where = f"{self._scheme}://{node}"
-            link = self._links[node] = Link(where, partial(self._connect_to, node), self._was_connected)
+            link = self._links[node] = Link(where, partial(self._connect_to, node), self._tell_connected)
             link.open()
         return link
 
     async def _connect_to(self, node: str) -> Pipeline:
         host, _, port = node.rpartition(":")
-        options = {**self._connection_options, "host": host, "port": int(port)}
         try:
-            return await self._dial(self._links[node], node, options, self._patience)
+            return await self._connector.open(Address(host, int(port)), self._patience, self._links[node].lost)
         except StoreUnavailable:
             self._look_again.set()
             raise
 
-    def _was_connected(self) -> None:
+    def _tell_connected(self) -> None:
         self._tell_news()
-        super()._was_connected()
+        self.on_connect()
 
     def _tell_news(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 
-    def _pipeline(self, name: str) -> Pipeline:
-        node = self.node(name)
+    def pipeline(self, name: str) -> Pipeline:
+        node = self.server_of(name)
         if node == NOBODY:
             self._look_again.set()
             raise StoreUnavailable(f"no node of {self._where} serves {name}")
         return self._link_to(node).connection
 
-    async def _redirect(self, name: str, error: str, pipeline: Pipeline) -> tuple[Pipeline, bool]:
+    async def redirect(self, name: str, error: str, pipeline: Pipeline) -> tuple[Pipeline, bool]:
         kind, _, where = error.partition(" ")
         if kind not in ("MOVED", "ASK"):
             if kind == "CLUSTERDOWN":
                 self._look_again.set()
-            return await super()._redirect(name, error, pipeline)
+            raise refused(error, pipeline)
         # Nothing was executed.
         if kind == "MOVED":
             self._look_again.set()
             with suppress(KeyError, RedisError):  # a slot that nobody served when it was looked; a node without a host
                 await self._slots.move_slot(MovedError(where))
-            if (node := self.node(name)) == NOBODY:
+            if (node := self.server_of(name)) == NOBODY:
                 raise StoreUnavailable(error)
             link = self._link_to(node)
         else:
             asked = AskError(where)
             link = self._link_to(f"{asked.host}:{asked.port}")
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._connector.timeout):
                 await link.ready()
         except TimeoutError:
             raise StoreUnavailable(f"{error}: {link.trouble or 'no answer in time'}") from None
         return link.connection, kind == "ASK"
-
-    async def _call(self, name: str, *command: str | int) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout / 2):
-                return await self._follow_redirections(name, *command)
-        except (StoreUnavailable, TimeoutError):
-            return None
-
-    async def _follow_redirections(self, name: str, *command: str | int) -> Any:
-        pipeline, asking = self._pipeline(name), False
-        for _ in range(REDIRECTIONS):
-            if asking:
-                pipeline.call("ASKING").add_done_callback(ignore)
-            reply = await pipeline.call(*command)
-            if not isinstance(reply, hiredis.ReplyError):
-                return reply
-            pipeline, asking = await self._redirect(name, str(reply), pipeline)
-        raise StoreUnavailable(str(reply))
-
-    def _tell(self, *command: str | int) -> None:
-        async def tell() -> None:
-            with suppress(StoreError):
-                await self._follow_redirections(INDEX, *command)
-
-        task = asyncio.create_task(tell())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,55 @@
+"""The service: its parts put together, and their life from the server's start to its end."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.journal import Journals
+from pythonricing.signals import on_terminate
+from pythonricing.stores import create_store
+from pythonricing.telemetry import logs
+from pythonricing.telemetry.claim_log import ClaimLog
+from pythonricing.telemetry.events import Feed, Snapshot
+from pythonricing.telemetry.metrics import Metrics
+from pythonricing.web.application import Application
+from pythonricing.web.parts import Parts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.applications import Starlette
+
+    from pythonricing.settings import Settings
+
+
+def create_app(settings: Settings) -> Application:
+    """The service on the store that the settings name. Raises StoreURLError."""
+    writer = logs.configure(settings.log_level)
+    claim_log = ClaimLog(writer, requests=settings.request_log == "on" and logs.shows_info(settings.log_level))
+    store = create_store(settings.store, settings.store_timeout, settings.store_replicas, settings.on_loss)
+    metrics = Metrics(store, writer)
+    counters = Counters(
+        store,
+        Journals(claim_log, metrics),
+        limit=settings.limit,
+        timeout=settings.store_timeout,
+        halt_cache=settings.halt_cache,
+    )
+    snapshot = Snapshot(counters)
+    parts = Parts(counters, store, metrics, snapshot, Feed(snapshot, metrics), settings.admin_token)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        on_terminate(parts.stop)
+        await counters.open()
+        metrics.open()
+        yield
+        parts.stop()
+        await counters.close()
+        metrics.close()
+        claim_log.close()
+        logs.close()
+
+    return Application(parts, watch=settings.watch == "on", lifespan=lifespan)

@@ -1,0 +1,103 @@
+"""The claim: the hot path, as plain ASGI, because each layer between the server and the heart costs every claim."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+import msgspec
+
+from pythonricing.counting.model import DEFAULT, NoSuchCounter
+from pythonricing.settings import MAX_COUNT
+from pythonricing.web import problems
+from pythonricing.web.receive import NAME, check_query, gone, read_body
+from pythonricing.web.responses import encode
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from pythonricing.counting.counters import Counters
+    from pythonricing.counting.model import Answer
+
+#: Refusals that are kept encoded.
+MAX_REFUSALS = 1024
+
+KEY = re.compile(rb"[!-~]{1,255}")
+SIZE = re.compile(r"[0-9]{1,16}")
+
+_NO_STORE = (b"cache-control", b"no-store")
+_ADMITTED = 200, [(b"content-type", b"application/json"), _NO_STORE]
+_REFUSED = 429, [(b"content-type", problems.MEDIA_TYPE.encode()), _NO_STORE]
+_CLAIM_HEADERS = frozenset((b"idempotency-key", b"content-length", b"transfer-encoding"))
+
+
+class Claimed(msgspec.Struct):
+    """An admitted claim of n numbers owns `request_count - n + 1` to `request_count`."""
+
+    request_count: int
+    limit: int
+
+
+class Claim:
+    """`GET /`, `POST /`, `POST /counters/{name}?n=1`."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._claim = counters.claim
+        self._refusals: dict[tuple[str, int, int, int], bytes] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.answer(scope, receive, send, scope["path_params"].get("name", DEFAULT))
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, name: str) -> None:
+        """Answer a claim on this counter."""
+        try:
+            if name != DEFAULT and not NAME.fullmatch(name):
+                raise NoSuchCounter(name)
+            size = _size(scope["query_string"]) if scope["query_string"] else 1
+            key = None
+            for header, value in scope["headers"]:
+                if header in _CLAIM_HEADERS:
+                    if header == b"idempotency-key":
+                        if key is not None or not KEY.fullmatch(value):
+                            raise problems.unprocessable(
+                                "Idempotency-Key must be 1 to 255 visible ASCII characters, given once"
+                            )
+                        key = value.decode("ascii")
+                    elif value != b"0":
+                        await read_body(scope, receive)
+            answer = await self._claim(name, size, key, partial(gone, receive))
+            if answer.admitted:
+                (status, headers), body = _ADMITTED, encode(Claimed(answer.request_count, answer.limit))
+            else:
+                (status, headers), body = _REFUSED, self._refusal(name, size, answer)
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": status,
+                    "headers": [*headers, (b"content-length", b"%d" % len(body))],
+                }
+            )
+            await send({"type": "http.response.body", "body": body})
+        except Exception as error:
+            await problems.answer(error, name)(scope, receive, send)
+
+    def _refusal(self, name: str, size: int, answer: Answer) -> bytes:
+        """The body of a refusal, encoded once for as long as the same is refused: a sold-out sale is the busiest."""
+        key = (name, size, answer.request_count, answer.limit)
+        body = self._refusals.get(key)
+        if body is None:
+            if len(self._refusals) >= MAX_REFUSALS:
+                self._refusals.clear()
+            body = self._refusals[key] = encode(problems.halted(*key))
+        return body
+
+
+def _size(query: bytes) -> int:
+    """The `n` of a claim's query string."""
+    check_query(query)
+    values = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("n", ["1"])
+    if len(values) != 1 or not SIZE.fullmatch(values[0]) or not 1 <= int(values[0]) <= MAX_COUNT:
+        raise problems.unprocessable(f"n must be one whole number from 1 to {MAX_COUNT}")
+    return int(values[0])

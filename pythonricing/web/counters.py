@@ -1,0 +1,92 @@
+"""`/counters/{name}`: a counter is read, and changed by whoever has the admin token."""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.responses import Response
+
+from pythonricing.counting.model import NoSuchCounter
+from pythonricing.settings import Limit  # noqa: TC001 (msgspec looks it up)
+from pythonricing.web.parts import Parts
+from pythonricing.web.problems import Problem, unprocessable
+from pythonricing.web.receive import NAME, read_body
+from pythonricing.web.responses import JSON, NO_STORE
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from pythonricing.counting.model import Counter
+
+
+class CounterView(msgspec.Struct):
+    """A counter as it is read."""
+
+    name: str
+    count: int
+    limit: int
+    remaining: int
+    halted: bool
+
+    @classmethod
+    def of(cls, counter: Counter) -> CounterView:
+        remaining = max(0, counter.limit - counter.count)
+        return cls(counter.name, counter.count, counter.limit, remaining, remaining == 0)
+
+
+class CounterChange(msgspec.Struct, forbid_unknown_fields=True):
+    """What PUT takes."""
+
+    limit: Limit
+
+
+async def read(request: Request) -> Response:
+    counter = await Parts.of(request).counters.read(_existing(request))
+    return JSON(CounterView.of(counter))
+
+
+async def put(request: Request) -> Response:
+    parts = Parts.of(request)
+    _authorize(request, parts.admin_token)
+    name: str = request.path_params["name"]
+    if not NAME.fullmatch(name):
+        raise unprocessable("a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+    body = await read_body(request.scope, request.receive)
+    try:
+        change = msgspec.json.decode(body, type=CounterChange)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise unprocessable(f'the body must be like {{"limit": 500}}: {error}') from None
+    counter, created = await parts.counters.put(name, change.limit)
+    return JSON(CounterView.of(counter), 201 if created else 200)
+
+
+async def delete(request: Request) -> Response:
+    parts = Parts.of(request)
+    _authorize(request, parts.admin_token)
+    await parts.counters.delete(_existing(request))
+    return Response(status_code=204, headers=NO_STORE)
+
+
+def _existing(request: Request) -> str:
+    """The counter's name. Raises NoSuchCounter for what can't be one."""
+    name: str = request.path_params["name"]
+    if not NAME.fullmatch(name):
+        raise NoSuchCounter(name)
+    return name
+
+
+def _authorize(request: Request, admin_token: str | None) -> None:
+    """Raises Problem unless the request brings the admin token."""
+    if admin_token is None:
+        raise Problem(403, "Forbidden", "no admin token is configured: counters can't be changed over HTTP")
+    given = request.headers.getlist("authorization")
+    scheme, _, token = (given[0] if len(given) == 1 else "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode("latin-1"), admin_token.encode()):
+        raise Problem(
+            401,
+            "Unauthorized",
+            "changing a counter needs the admin token as a bearer token",
+            headers={"www-authenticate": "Bearer"},
+        )

@@ -1,0 +1,42 @@
+"""`/livez` and `/readyz`: whether to restart this process, and whether to send it claims."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pythonricing.web.parts import Parts
+from pythonricing.web.problems import Problem
+from pythonricing.web.responses import JSON
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+
+class Health(msgspec.Struct):
+    """What the probes say when all is well.
+
+    `master`: the server that the store's Sentinels name. `unreachable`: the masters of a store's shards that don't
+    answer, or slots that no node serves, while the counters of other shards go on.
+    """
+
+    status: str
+    master: str | msgspec.UnsetType = msgspec.UNSET
+    unreachable: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+
+async def live(request: Request) -> Response:
+    """This process answers."""
+    return JSON(Health("alive"))
+
+
+async def ready(request: Request) -> Response:
+    """Claims can be served: this process is not stopping, the store answers and has lost nothing."""
+    parts = Parts.of(request)
+    if parts.stopping:
+        raise Problem(503, "Stopping", "this process is stopping", headers={"retry-after": "1"})
+    unreachable = await parts.counters.check()
+    master = next((server.name for server in parts.store.servers() if server.elected), msgspec.UNSET)
+    return JSON(Health("ready", master, msgspec.UNSET if unreachable is None else unreachable))

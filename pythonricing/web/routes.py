@@ -1,0 +1,61 @@
+"""Every route of the service, once: the application, its short cut and its OpenAPI document are made from this list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from pythonricing.web import counters, metrics, probes, watch
+from pythonricing.web.claim import Claim
+from pythonricing.web.counters import CounterChange
+from pythonricing.web.openapi import Operation, document
+from pythonricing.web.responses import NO_STORE, encode
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+
+async def nothing(request: Request) -> Response:
+    """`HEAD /` counts nothing, although `GET /` does."""
+    return Response(headers=NO_STORE, media_type="application/json")
+
+
+async def openapi(request: Request) -> Response:
+    return Response(encode(document(OPERATIONS)), media_type="application/json")
+
+
+_CLAIM = ("claimed", "400", "413", "422", "429", "503")
+_ADMIN = ("401", "403", "422", "503")
+
+OPERATIONS = (
+    Operation("GET", "/", Claim, "claimDefault", "Claim numbers of the counter `default`", _CLAIM),
+    Operation("POST", "/", Claim, "claimDefaultByPost", "Claim numbers of the counter `default`", _CLAIM),
+    Operation("HEAD", "/", nothing, "headDefault", "Answer and count nothing", ("empty",)),
+    Operation("POST", "/counters/{name}", Claim, "claim", "Claim numbers of a counter", (*_CLAIM, "404")),
+    Operation(
+        *("GET", "/counters/{name}", counters.read, "read", "Read a counter; never counts"),
+        ("counter", "404", "503"),
+    ),
+    Operation(
+        *("PUT", "/counters/{name}", counters.put, "put", "Create a counter, or change its limit and keep its count"),
+        ("counter", "created", "400", "413", *_ADMIN),
+        body=CounterChange,
+        admin=True,
+    ),
+    Operation(
+        *("DELETE", "/counters/{name}", counters.delete, "delete", "Forget a counter; `default` comes back at 0"),
+        ("deleted", "404", *_ADMIN),
+        admin=True,
+    ),
+    Operation("GET", "/livez", probes.live, "live", "Whether this process answers", ("health",)),
+    Operation("GET", "/readyz", probes.ready, "ready", "Whether claims can be served", ("health", "503")),
+    Operation("GET", "/metrics", metrics.scrape, "metrics", "What this server has counted", ("metrics",)),
+    Operation("GET", "/watch", watch.page, "watch", "Watch the counters", ("page", "404"), watch=True),
+    Operation(
+        *("GET", "/watch/events", watch.events, "watchEvents", "The counters as they move"),
+        ("events", "404", "503"),
+        watch=True,
+    ),
+    Operation("GET", "/openapi.json", openapi, "openapi", "This document", ("openapi",)),
+)

@@ -1,0 +1,138 @@
+"""The pages say what is so: what they name exists, what they promise is tested, their commands do what they show."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from pythonricing import __version__
+from tests.docs_check import ROOT, blocks, pages, problems
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loadtests.rig.redis import RedisServer
+    from loadtests.rig.service import Service
+
+PROMISES = re.findall(r"^## (\d+\. .*?)$(.*?)(?=^## |\Z)", (ROOT / "docs/promises.md").read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    assert problems(page) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[gone](gone.md)", "there is nothing at gone.md"),
+        ("![gone](docs/gone.png)", "there is nothing at docs/gone.png"),
+        ("# Here\n\n[there](#there)", "there is no heading for #there"),
+        ("[there](docs/api.md#there)", "there is no heading for docs/api.md#there"),
+        ("`make coffee`", "there is no target for `make coffee`"),
+        ("```sh\nPORT=1 make coffee  # hot\n```", "there is no target for `make coffee`"),
+        ("`pythonricing brew`", "`pythonricing` has no command brew"),
+        ("```sh\n.venv/bin/pythonricing serve \\\n    --milk\n```", "`pythonricing` has no option --milk"),
+        ("`pythonricing serve [--server a|b] [--milk M]`", "`pythonricing` has no option --milk"),
+        ("`.venv/bin/python -m loadtests brew`", "`loadtests` has no command brew"),
+        ("`.venv/bin/python -m loadtests compare --milk`", "`loadtests` has no option --milk"),
+        ("```\ngranian --milk=1 app | uvicorn app\n```", "`granian` has no option --milk"),
+        ("`.venv/bin/python -m loadtests.brew`", "there is no module loadtests.brew"),
+        ("PYTHONRICING_MILK", "there is no setting PYTHONRICING_MILK"),
+        ("`tests/test_milk.py`", "there is no tests/test_milk.py"),
+        ("`tests/test_docs.py::test_milk`", "there is no tests/test_docs.py::test_milk"),
+        ("\n" * 151, "it has 151 lines; 150 are allowed"),
+    ],
+)
+def test_what_does_not_exist_is_found(text: str, says: str) -> None:
+    assert problems(ROOT / "README.md", text) == [says]
+
+
+@pytest.mark.parametrize(("title", "body"), PROMISES, ids=[title for title, _ in PROMISES])
+def test_a_promise_says_what_it_does_not_and_has_tests(title: str, body: str) -> None:
+    assert re.search(r"^\*\*Says\*\*: \S", body, re.M)
+    assert re.search(r"^\*\*Doesn't say\*\*: \S", body, re.M)
+    # That they exist, the check of the page has seen.
+    assert re.findall(r"^- `tests/[\w/]+\.py::test_\w+`$", body, re.M)
+    assert re.search(r"^simulation: \S", body, re.M)
+
+
+def test_the_readme_has_every_promise() -> None:
+    assert [title.partition(".")[0] for title, _ in PROMISES] == [str(i + 1) for i in range(len(PROMISES))]
+    front = (ROOT / "README.md").read_text().partition("## What it promises")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^- ", front, re.M)) == len(PROMISES)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_the_commands_of_a_page_do_what_it_shows(
+    page: str, redis_server: Callable[..., RedisServer], service: Callable[..., Service]
+) -> None:
+    store = redis_server().url
+    running = service(store, wait_for="/readyz", admin_token="s3cret")
+    ran = 0
+    for line in (line for block in blocks((ROOT / page).read_text()) for line in block.splitlines()):
+        if line.startswith("curl "):
+            _curl(line, running)
+        elif line.startswith(".venv/bin/pythonricing reset"):
+            _program(line, store)
+        else:
+            continue
+        ran += 1
+    assert ran >= 3
+
+
+def _curl(line: str, running: Service) -> None:
+    """Ask as curl would, and see what the line's comment says: a status and, after it, the JSON."""
+    command, _, shown = line.partition("  # ")
+    words = shlex.split(command)[1:]
+    method, body, headers, url = "", b"", {}, ""
+    while words:
+        match words.pop(0):
+            case "-i":
+                pass
+            case "-X":
+                method = words.pop(0)
+            case "-d":
+                body = words.pop(0).encode()
+            case "-H":
+                name, _, value = words.pop(0).partition(": ")
+                headers[name] = value
+            case url:
+                assert url.startswith("http://127.0.0.1:8080/")
+    status, _, expected = shown.strip().partition(" ")
+    parts = urlsplit(url)
+    path = parts.path + ("?" + parts.query if parts.query else "")
+    answer = running.get(path, method or "GET", body, **headers)
+    assert answer[0] == int(status), line
+    if expected:
+        assert answer[1] == json.loads(expected), line
+
+
+def _program(line: str, store: str) -> None:
+    """Run the command, and see that it prints what the line's comment says."""
+    command, _, shown = line.partition("  # ")
+    words = shlex.split(command.replace(".venv/bin/", f"{Path(sys.executable).parent}/"))
+    environment = os.environ | {"PYTHONRICING_STORE": store, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == shown.strip()
+
+
+def test_the_version_is_said_once() -> None:
+    assert re.search(rf"^## {re.escape(__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    ended = subprocess.run(
+        [str(Path(sys.executable).with_name("pythonricing")), "--version"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == f"pythonricing, version {__version__}\n"

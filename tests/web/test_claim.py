@@ -1,0 +1,109 @@
+"""Claims over HTTP: admitted, refused, repeated, and what is no claim's business."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from loadtests.rig.clients import Client
+from tests.web.support import ADMIN, TOKEN, count, raw
+
+if TYPE_CHECKING:
+    from loadtests.rig.redis import RedisServer
+    from loadtests.rig.service import Service
+
+
+@pytest.mark.usefixtures("default")
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_claim_on_default_gets_the_next_number(api: Service, method: str) -> None:
+    status, headers, body = raw(api, method, "/")
+    assert (status, json.loads(body)) == (200, {"request_count": 1, "limit": 100})
+    assert headers["content-type"] == "application/json"
+    assert headers["cache-control"] == "no-store"
+    assert api.get("/", method) == (200, {"request_count": 2, "limit": 100})
+
+
+def test_a_claim_of_n_owns_n_numbers_or_none(api: Service, name: str) -> None:
+    assert api.get(f"/counters/{name}?n=4", "POST") == (200, {"request_count": 4, "limit": 10})
+    status, problem = api.get(f"/counters/{name}?n=7", "POST")
+    assert (status, problem["request_count"], problem["limit"]) == (429, 4, 10)
+    assert api.get(f"/counters/{name}?n=6&other=1", "POST") == (200, {"request_count": 10, "limit": 10})
+    assert count(api, name) == 10
+
+
+def test_a_refusal_is_a_problem_with_count_and_limit(api: Service, name: str) -> None:
+    api.get(f"/counters/{name}?n=10", "POST")
+    status, headers, body = raw(api, "POST", f"/counters/{name}")
+    assert (status, headers["content-type"]) == (429, "application/problem+json")
+    assert headers["cache-control"] == "no-store"
+    problem = json.loads(body)
+    assert problem == {
+        "type": "urn:pythonricing:halted",
+        "title": "Halted",
+        "status": 429,
+        "detail": f"10 of 10 are taken on counter {name}: no room for 1 more",
+        "request_count": 10,
+        "limit": 10,
+    }
+
+
+@pytest.mark.parametrize("query", ["n=0", "n=-1", "n=1.5", "n=x", "n=", "n=1&n=1", "n=9007199254740992", "n=%C2%B2"])
+def test_a_bad_n_is_422_and_counts_nothing(api: Service, name: str, query: str) -> None:
+    status, problem = api.get(f"/counters/{name}?{query}", "POST")
+    assert (status, problem["title"]) == (422, "Unprocessable")
+    assert "n must be" in problem["detail"]
+    assert count(api, name) == 0
+
+
+def test_a_query_of_1_kib_is_read(api: Service, name: str) -> None:
+    assert api.get(f"/counters/{name}?n=2&{'x' * 1020}", "POST") == (200, {"request_count": 2, "limit": 10})
+
+
+def test_a_claim_may_have_a_body_that_nobody_reads(api: Service, name: str) -> None:
+    async def twice() -> list[tuple[int, Any]]:
+        client = Client(api.port)
+        return [await client.request(f"/counters/{name}", "POST", b"x" * 4096) for _ in range(3)]
+
+    assert [status for status, _ in asyncio.run(twice())] == [200, 200, 200]
+
+
+def test_an_idempotency_key_gets_the_first_answer_again(api: Service, name: str) -> None:
+    first = api.get(f"/counters/{name}?n=2", "POST", Idempotency_Key="k1")
+    assert first == (200, {"request_count": 2, "limit": 10})
+    api.get(f"/counters/{name}?n=8", "POST")
+    assert api.get(f"/counters/{name}?n=2", "POST", Idempotency_Key="k1") == first
+    refused = api.get(f"/counters/{name}", "POST", Idempotency_Key="k2")
+    assert refused[0] == 429
+    api.get(f"/counters/{name}", "PUT", b'{"limit": 50}', **ADMIN)
+    assert api.get(f"/counters/{name}", "POST", Idempotency_Key="k2") == (
+        429,
+        {**refused[1], "detail": refused[1]["detail"]},
+    )
+    assert count(api, name) == 10
+
+
+def test_a_key_used_for_another_n_is_422(api: Service, name: str) -> None:
+    api.get(f"/counters/{name}?n=2", "POST", Idempotency_Key="k")
+    status, problem = api.get(f"/counters/{name}?n=3", "POST", Idempotency_Key="k")
+    assert (status, problem["title"]) == (422, "Unprocessable")
+    assert count(api, name) == 2
+
+
+@pytest.mark.parametrize("headers", [("Idempotency-Key: a b",), ("Idempotency-Key:",), ("Idempotency-Key: é",)])
+def test_a_bad_key_is_422_and_counts_nothing(api: Service, name: str, headers: tuple[str, ...]) -> None:
+    assert raw(api, "POST", f"/counters/{name}", *headers)[0] == 422
+    assert raw(api, "POST", f"/counters/{name}", f"Idempotency-Key: {'k' * 256}")[0] == 422
+    assert raw(api, "POST", f"/counters/{name}", "Idempotency-Key: a", "Idempotency-Key: b")[0] == 422
+    assert count(api, name) == 0
+
+
+def test_a_halted_counter_is_refused_from_memory_for_a_while_only(empty_valkey: RedisServer, service: Any) -> None:
+    running = service(empty_valkey.url, workers=1, limit=1, halt_cache=60, wait_for="/readyz", admin_token=TOKEN)
+    assert [running.get("/")[0] for _ in range(3)] == [200, 429, 429]
+    empty_valkey.command("HSET", "pythonricing:{default}", "limit", "5")
+    assert running.get("/")[0] == 429
+    assert running.get("/counters/default", "PUT", b'{"limit": 5}', **ADMIN)[0] == 200
+    assert running.get("/")[0] == 200
