@@ -51,7 +51,12 @@ class Worker:
     def _begin(self) -> None:
         scene, plan = self._scene, self._scene.plan
         name = self.name
-        store = RedisStore(f"redis://{ADDRESS}:6379/0", plan.timeout, 0, plan.on_loss)  # type: ignore[arg-type]
+        process = self.process
+
+        async def dial(factory: Any, address: Any) -> Any:
+            return await scene.network.connect(process, factory, ADDRESS)
+
+        store = RedisStore(f"redis://{ADDRESS}:6379/0", plan.timeout, 0, plan.on_loss, dial)  # type: ignore[arg-type]
         journal = Recorder(scene.history, scene.world, name, lambda counter: scene.observer.sent_at(name, counter))
         self.counters = Counters(
             Watched(store, name, scene.observer),  # type: ignore[arg-type]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pythonricing.counting.journal import Journal
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -106,7 +108,7 @@ class History:
         self.note(name, f"OBJECTION {rule}: {text}")
 
 
-class Recorder:
+class Recorder(Journal):
     """The journal of a worker."""
 
     def __init__(self, history: History, world: World, worker: str, sent_at: Callable[[str], float]) -> None:
@@ -141,6 +143,3 @@ class Recorder:
 
     def failed(self, name: str, error: Exception) -> None:
         self._history.note(name, f"{self._worker} journal: failed, {error}")
-
-    def __getattr__(self, event: str) -> Callable[..., None]:
-        return lambda *what: None

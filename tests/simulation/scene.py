@@ -36,7 +36,7 @@ class Scene:
         self.plan = plan = Plan(seed)
         self.faults = plan.faults if faults is None else list(faults)
         self.world = world = World(seed)
-        self.network = world.network = Network(world, plan.latency, plan.spread, plan.late)
+        self.network = Network(world, plan.latency, plan.spread, plan.late)
         self.history = History(world)
         self.observer = Observer(world, self.history)
         self.observer.raises = plan.on_loss == "raise"

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from tests.simulation.network import Network
-
 T = TypeVar("T")
 _Call = tuple[asyncio.Handle, Context, "Callable[..., Any]", tuple[Any, ...]]
 
@@ -68,12 +66,11 @@ PROCESS: ContextVar[Process] = ContextVar("PROCESS")
 class World(asyncio.AbstractEventLoop):
     """The event loop of a history.
 
-    `network` answers create_connection. `errors` holds what callbacks raised: nothing here is meant to.
+    `errors` holds what callbacks raised: nothing here is meant to.
     """
 
     def __init__(self, seed: int | str) -> None:
         self.random = random.Random(f"world {seed}")
-        self.network: Network
         self.errors: list[str] = []
         self.steps = 0
         self._now = 0.0
@@ -140,9 +137,6 @@ class World(asyncio.AbstractEventLoop):
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if not self._closed:
             self.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
-
-    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        return await self.network.connect(PROCESS.get(), protocol_factory, str(host))
 
     async def shutdown_asyncgens(self) -> None:
         """None are used."""
