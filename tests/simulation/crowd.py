@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from contextlib import contextmanager
 from itertools import count, islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.simulation.mutants import mutated
+from tests.simulation.mutants import MUTANTS, mutated
 from tests.simulation.scene import simulate
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 #: Histories that a process runs before it reports.
 PORTION = 20
+
+
+#: Histories within which a mutant must be noticed.
+PATIENCE = 2000
 
 
 class Outcome(NamedTuple):
@@ -27,13 +32,12 @@ class Outcome(NamedTuple):
     objections: dict[int, tuple[list[str], str]]
 
 
-def run_portion(seeds: range, mutant: str | None = None) -> Outcome:
-    """Run histories one after the other; with a mutant, up to the first that objects."""
+def run_portion(seeds: range) -> Outcome:
+    """Run histories one after the other."""
     claims, faults = 0, Counter[str]()
     objections: dict[int, tuple[list[str], str]] = {}
-    gc.disable()  # a history's cycles are collected when it is over, all at once
-    with mutated(mutant):
-        for done, seed in enumerate(seeds, 1):
+    for seed in seeds:
+        with quiet_collector():
             scene = simulate(seed)
             claims += sum(operation.kind == "claim" for operation in scene.history.operations)
             faults.update(scene.chaos.happened)
@@ -41,14 +45,36 @@ def run_portion(seeds: range, mutant: str | None = None) -> Outcome:
                 rules = list(dict.fromkeys(objection.rule for objection in scene.history.objections))
                 objections[seed] = rules, str(scene.history.objections[0])
             del scene
-            gc.collect()
-            if objections and mutant is not None:
-                break
-    gc.enable()
-    return Outcome(done, claims, faults, objections)
+    return Outcome(len(seeds), claims, faults, objections)
 
 
-def run(seeds: Iterable[int] | None, jobs: int, first: int = 0) -> Iterator[Outcome]:
+def find(mutant: str, seeds: Iterable[int]) -> tuple[int, str] | None:
+    """The first of `seeds` whose history is objected to because of a mutant, and by which rule."""
+    for seed in seeds:
+        broken = rules_of(seed, mutant)
+        if broken and (news := broken - rules_of(seed)):
+            return seed, min(news)
+    return None
+
+
+def rules_of(seed: int, mutant: str | None = None) -> set[str]:
+    """The rules that a history breaks."""
+    with quiet_collector(), mutated(mutant):
+        return {objection.rule for objection in simulate(seed).history.objections}
+
+
+@contextmanager
+def quiet_collector() -> Iterator[None]:
+    """A history's cycles are collected when it is over, all at once."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+
+
+def run(first: int, jobs: int) -> Iterator[Outcome]:
     """Run seeds from `first` on, for as long as outcomes are asked for."""
     portions = (range(start, start + PORTION) for start in count(first, PORTION))
     with ProcessPoolExecutor(jobs) as pool:
@@ -61,3 +87,12 @@ def run(seeds: Iterable[int] | None, jobs: int, first: int = 0) -> Iterator[Outc
                     yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def run_mutants(jobs: int) -> Iterator[tuple[str, int | None, str]]:
+    """After how many histories each mutant is noticed, and by which rule; None for one that isn't."""
+    with ProcessPoolExecutor(jobs) as pool:
+        running = {pool.submit(find, name, range(PATIENCE)): name for name in MUTANTS}
+        for future in as_completed(running):
+            found = future.result()
+            yield running[future], None if found is None else found[0] + 1, "" if found is None else found[1]

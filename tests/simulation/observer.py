@@ -10,14 +10,13 @@ Rules that can be judged at once are judged here; checker.py judges the rest whe
 
 from __future__ import annotations
 
-import hashlib
 from contextvars import ContextVar
-from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 
 from pythonricing.counting.model import NoSuchCounter, StateLost
+from pythonricing.stores.redis import store as scripts
 from tests.simulation.history import Grant
 from tests.simulation.network import TAG
 
@@ -112,10 +111,8 @@ class Observer:
         #: By worker and counter: when the batch that is on its way was first sent, and its sequence.
         self._sent: dict[tuple[str, str], tuple[int, float]] = {}
         self._kinds: dict[bytes, str] = {}
-        folder = resources.files("pythonricing.stores.redis")
-        for kind in ("claim", "put", "delete"):
-            source = folder.joinpath(f"{kind}.lua").read_bytes()
-            self._kinds[source] = self._kinds[hashlib.sha1(source).hexdigest().encode()] = kind
+        for kind, script in (("claim", scripts.CLAIM), ("put", scripts.PUT), ("delete", scripts.DELETE)):
+            self._kinds[script.source] = self._kinds[script.digest.encode()] = kind
 
     @property
     def losses(self) -> int:
