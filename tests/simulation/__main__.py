@@ -1,9 +1,9 @@
 """`make simulate`: histories on every core until Ctrl-C, and what breaks in them.
 
-    ARGS='--seconds 60'     for so long
-    ARGS='--seed 4711'      one history, with its trace
-    ARGS='--why 4711'       why it fails: the fewest faults, and the history of the counter concerned
-    ARGS='--mutants'        after how many histories each broken mechanism is noticed
+ARGS='--seconds 60'     for so long
+ARGS='--seed 4711'      one history, with its trace
+ARGS='--why 4711'       why it fails: the fewest faults, and the history of the counter concerned
+ARGS='--mutants'        after how many histories each broken mechanism is noticed
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections import Counter
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -77,7 +78,9 @@ def search(tally: Tally, first: int, jobs: int) -> bool:
             task = progress.add_task(str(tally), total=total)
             for outcome in crowd.run(first, jobs):
                 tally.add(outcome)
-                progress.update(task, description=str(tally), completed=min(tally.passed, total) if tally.seconds else 0)
+                progress.update(
+                    task, description=str(tally), completed=min(tally.passed, total) if tally.seconds else 0
+                )
                 for seed, (rules, text) in outcome.objections.items():
                     progress.console.print(f"seed {seed}: {text} ({len(rules)} rules)", markup=False)
                 if tally.seconds is not None and tally.passed >= tally.seconds:

@@ -260,7 +260,10 @@ class Operator(Asker):
 
     def _limit(self, word: str, counter: str) -> int:
         scene, base = self.scene, self.scene.plan.limits[counter]
-        highest = max((op.answer[1] for op in scene.history.operations[-50:] if op.name == counter and op.admitted and op.answer), default=0)
+        highest = max(
+            (op.answer[1] for op in scene.history.operations[-50:] if op.name == counter and op.admitted and op.answer),
+            default=0,
+        )
         if word == "raise":
             return base + self.draw.randint(1, 60)
         if word == "lower":

@@ -111,7 +111,7 @@ def _judge_refusal(scene: Scene, op: Operation) -> None:
 
 def _room(state: State, size: int) -> bool:
     """Whether a claim finds room; a counter that isn't there refuses nothing."""
-    return state.count is None or state.limit is None or state.count + size <= state.limit
+    return state.taken is None or state.limit is None or state.taken + size <= state.limit
 
 
 def _states(scene: Scene, name: str, began: float, ended: float) -> list[State]:

@@ -101,7 +101,12 @@ class Chaos:
         directions = pick((("up",), ("down",), ("up", "down")), fault.draws[1])
         for direction in directions:
             link.set(direction, True)
-        return lambda: [link.set(direction, False) for direction in directions] and None
+
+        def heal() -> None:
+            for direction in directions:
+                link.set(direction, False)
+
+        return heal
 
     # Workers
 

@@ -19,7 +19,21 @@ class Operation:
     and `answer` what. An answer is a word and what belongs to it; None, "reset" and "left" say that nobody knows.
     """
 
-    __slots__ = ("actor", "answer", "arrived", "decided", "decision", "end", "key", "kind", "limit", "name", "size", "start", "worker")
+    __slots__ = (
+        "actor",
+        "answer",
+        "arrived",
+        "decided",
+        "decision",
+        "end",
+        "key",
+        "kind",
+        "limit",
+        "name",
+        "size",
+        "start",
+        "worker",
+    )
 
     def __init__(self, kind: str, actor: str, worker: str, name: str, start: float) -> None:
         self.kind = kind

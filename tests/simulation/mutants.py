@@ -36,14 +36,18 @@ WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. reply, 'EX', ARGV[
 
 MUTANTS = {
     # Receipts
-    "sequence read again for a repeat": Mutant((Lane, "_send"), "                sequence,", "                worker.sequence,"),
+    "sequence read again for a repeat": Mutant(
+        (Lane, "_send"), "                sequence,", "                worker.sequence,"
+    ),
     "repeat takes a new sequence": Mutant(
         (Lane, "_send"), "failures += 1", "failures += 1; worker.sequence = sequence = worker.sequence + 1"
     ),
     "receipt not checked": Mutant(store.CLAIM, "if receipt then", "if receipt and false then"),
     "receipt not written": Mutant(store.CLAIM, WRITE_RECEIPT, ""),
     "receipt expires early": Mutant(store.CLAIM, WRITE_RECEIPT, WRITE_RECEIPT.replace("ARGV[3]", "1")),
-    "receipt of a later batch ignored": Mutant(store.CLAIM, "elseif tonumber(last) > sequence then", "elseif false then"),
+    "receipt of a later batch ignored": Mutant(
+        store.CLAIM, "elseif tonumber(last) > sequence then", "elseif false then"
+    ),
     "composition of a receipt ignored": Mutant(
         (Lane, "_send"), "return compositions[verdict.attempt], verdict", "return compositions[-1], verdict"
     ),
@@ -59,7 +63,9 @@ MUTANTS = {
     "tombstone forgotten": Mutant(store.DELETE, "redis.call('HSET', KEYS[1], 'deleted', 1)", ""),
     "raise does not lift": Mutant(store.CLAIM, "count, lost = seen_count, false", "count, lost = count or 0, false"),
     # Limits
-    "one more admitted": Mutant(store.CLAIM, "local admitted = count - size <= limit", "local admitted = count - size <= limit + 1"),
+    "one more admitted": Mutant(
+        store.CLAIM, "local admitted = count - size <= limit", "local admitted = count - size <= limit + 1"
+    ),
     "plain claims rounded up": Mutant(
         store.CLAIM, "math.floor((limit - count) / size)", "math.ceil((limit - count) / size)"
     ),
@@ -78,7 +84,9 @@ MUTANTS = {
     # Operators
     "change does not write the limit": Mutant(store.PUT, "redis.call('HSET', KEYS[1], 'limit', limit)", ""),
     "change begins at 0": Mutant(
-        store.PUT, "redis.call('HSET', KEYS[1], 'limit', limit)", "redis.call('HSET', KEYS[1], 'limit', limit, 'count', 0)"
+        store.PUT,
+        "redis.call('HSET', KEYS[1], 'limit', limit)",
+        "redis.call('HSET', KEYS[1], 'limit', limit, 'count', 0)",
     ),
     "reset keeps the count": Mutant(store.PUT, "count = '0'", "count = count or '0'"),
     "halt cache kept after a change": Mutant((Lane, "unhalt"), "self._halted = None", "pass"),
@@ -131,7 +139,11 @@ def _method(owner: type, method: str, old: str, new: str, name: str) -> list[tup
     before = inspect.getattr_static(owner, method)
     source = _replaced(textwrap.dedent(inspect.getsource(before)), textwrap.dedent(old), new, name)
     scope: dict[str, object] = {}
-    exec(compile("from __future__ import annotations\n" + source, f"<{name}>", "exec"), vars(sys.modules[owner.__module__]), scope)
+    exec(
+        compile("from __future__ import annotations\n" + source, f"<{name}>", "exec"),
+        vars(sys.modules[owner.__module__]),
+        scope,
+    )
     setattr(owner, method, scope[method])
     return [(owner, method, before)]
 

@@ -54,9 +54,9 @@ NOTHING = Ghost()
 
 
 class State(NamedTuple):
-    """A counter's hash in a server."""
+    """A counter's hash in a server: `taken` is its count."""
 
-    count: int | None
+    taken: int | None
     limit: int | None
     epoch: int | None
     lost: bytes | None
@@ -66,7 +66,7 @@ class State(NamedTuple):
 class Call:
     """A worker's use of the store. `known` is what the worker knew when it began, `node` what the reply tells."""
 
-    __slots__ = ("batch", "first_uses", "known", "kind", "losses", "name", "node", "operation", "worker")
+    __slots__ = ("batch", "first_uses", "kind", "known", "losses", "name", "node", "operation", "worker")
 
     def __init__(self, worker: str, kind: str, name: str, known: Ghost, losses: int) -> None:
         self.worker = worker
@@ -143,7 +143,7 @@ class Observer:
         self._history.note(
             name,
             f"{machine.name} ← {connection.process.name} {kind} {b' '.join(arguments).decode()} → {b' '.join(words).decode()}"
-            f" [count {before.count} → {after.count}, limit {after.limit}]",
+            f" [count {before.taken} → {after.taken}, limit {after.limit}]",
         )
         if kind == "claim":
             node = self._claimed(connection, name, call, known, before, after, words)
@@ -174,10 +174,10 @@ class Observer:
         if not words[0].isdigit() or after == before:
             return known
         count = int(words[3])
-        assert after.count is not None
+        assert after.taken is not None
         node = known
         worker = connection.process.name
-        if before.count is None:
+        if before.taken is None:
             node = node._replace(limit=after.limit)
         if words[-1].startswith(b"^") and call is not None:
             # Lifted to what the worker knew: from now on the store knows that too.
@@ -188,24 +188,24 @@ class Observer:
                     f"{worker} knew the limit {call.known.limit}, and the store was lifted to its count with {after.limit}",
                 )
             node = node.merged(call.known)
-        elif after.count > count:
+        elif after.taken > count:
             if count < known.high:
                 self._history.object(
                     "the store counts on from less than it knew",
                     name,
-                    f"{worker} was given {count + 1} to {after.count}, but the store had given up to {known.high}",
+                    f"{worker} was given {count + 1} to {after.taken}, but the store had given up to {known.high}",
                 )
             if call is not None:
                 self._judge_worker(call, known, count, after)
-        if after.count > count:
-            self._history.grants.append(Grant(self._world.time(), worker, name, count + 1, after.count, node.era))
-            if node.limit is not None and after.count > node.limit and not self.raises:
+        if after.taken > count:
+            self._history.grants.append(Grant(self._world.time(), worker, name, count + 1, after.taken, node.era))
+            if node.limit is not None and after.taken > node.limit and not self.raises:
                 self._history.object(
                     "admitted past the limit",
                     name,
-                    f"{worker} was given {count + 1} to {after.count}, but the limit is {node.limit}",
+                    f"{worker} was given {count + 1} to {after.taken}, but the limit is {node.limit}",
                 )
-        return node._replace(high=max(node.high, after.count))
+        return node._replace(high=max(node.high, after.taken))
 
     def _judge_worker(self, call: Call, known: Ghost, count: int, after: State) -> None:
         """A worker that knows more than the store has must notice."""
@@ -214,13 +214,13 @@ class Observer:
             self._history.object(
                 "a worker admits from less than it has seen",
                 call.name,
-                f"{call.worker} was given {count + 1} to {after.count}, but it has seen {worker.high}",
+                f"{call.worker} was given {count + 1} to {after.taken}, but it has seen {worker.high}",
             )
         elif worker.change > known.change and not (worker.change == worker.era and not worker.high and not known.high):
             self._history.object(
                 "a worker admits from a store that lost a change it has seen",
                 call.name,
-                f"{call.worker} was given {count + 1} to {after.count} under the limit {after.limit}, but it knows "
+                f"{call.worker} was given {count + 1} to {after.taken} under the limit {after.limit}, but it knows "
                 f"{worker}, and the store {known}",
             )
 
@@ -243,15 +243,15 @@ class Observer:
             self._history.object(
                 "an operator's command has an effect after its answer",
                 name,
-                f"answered {operation.answer} at {operation.decided:.6f}: {operation}",
+                f"answered {operation.decision} at {operation.decided:.6f}: {operation}",
             )
         self._changes += 1
         change = self._changes
         if kind == "delete" or b"restart" in arguments:
-            if after.count:
-                self._history.object("a reset counts from 0", name, f"the count is {after.count}")
+            if after.taken:
+                self._history.object("a reset counts from 0", name, f"the count is {after.taken}")
             return Ghost(change, change, 0, after.limit)
-        count = after.count or 0
+        count = after.taken or 0
         if count < known.high:
             self._history.object(
                 "a change keeps the count", name, f"the count is {count}, but the store had given up to {known.high}"
@@ -349,7 +349,9 @@ class Observer:
             self.known.pop((call.worker, call.name), None)
         elif isinstance(error, StateLost):
             if not self.losses:
-                self._history.object("a loss is none", call.name, f"{call.worker} was told of one, but nothing was lost")
+                self._history.object(
+                    "a loss is none", call.name, f"{call.worker} was told of one, but nothing was lost"
+                )
             elif call.losses == self.losses:
                 self._spoken(call)
 
@@ -369,11 +371,11 @@ class Observer:
             self._history.object("a receipt names one of the compositions", call.name, f"{verdict} for {call.batch}")
             return
         count, replays = verdict.before, iter(verdict.replays)
-        admissions = []
+        admissions: list[tuple[str, int, bool]] = []
         for size, key in zip(batch.sizes, batch.keys or [None] * len(batch.sizes), strict=True):
             replay = None if key is None else next(replays, None)
             if replay is not None:
-                if replay.admitted:
+                if key is not None and replay.admitted:
                     admissions.append((key, replay.count, True))
             elif count + size <= verdict.limit:
                 count += size

@@ -35,7 +35,7 @@ class Scene:
         self.seed = seed
         self.plan = plan = Plan(seed)
         self.faults = plan.faults if faults is None else list(faults)
-        self.world = world = World(seed)
+        self.world = world = World.of(seed)
         self.network = Network(world, plan.latency, plan.spread, plan.late)
         self.history = History(world)
         self.observer = Observer(world, self.history)
@@ -112,4 +112,3 @@ def simulate(seed: int | str, faults: Sequence[Fault] | None = None) -> Scene:
         uuid.uuid4 = make
         scene.world.close()
     return scene
-

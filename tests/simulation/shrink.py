@@ -1,4 +1,4 @@
-"""The fewest faults with which a history still fails: delta debugging (Zeller, "Yesterday, my program worked", 1999)."""
+"""The fewest faults with which a history still fails: delta debugging (Zeller, ESEC 1999)."""
 
 from __future__ import annotations
 
