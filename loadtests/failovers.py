@@ -7,6 +7,9 @@ docs/failovers.md, too.
 from __future__ import annotations
 
 import datetime
+import itertools
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -288,6 +291,45 @@ def migration(folder: Path) -> Outcome:
         return outcome(history, fault)
 
 
+def migration_and_failover(folder: Path) -> Outcome:
+    """The slot of `default` moves to another shard, whose master dies at once; one replica confirms.
+
+    WAIT is about what a connection has written: the keys that MIGRATE has just brought may not have reached the
+    replica although it confirms. Whether they had is for the workers to notice: no one gives a number again that it has
+    seen, and a counter that is behind is closed.
+    """
+    with Drill(folder, confirm=1) as drill:
+        servers = drill.cluster(*options(1), replicas_each=1)
+        service, _ = drill.begin(servers.url)
+        slot = servers.slot_of("default")
+        first = servers.owner_of(slot)
+        owners = (servers.owner_of(servers.slot_of(str(number))) for number in itertools.count())
+        new = next(owner for owner in owners if owner is not first)
+        for _ in servers.migration(slot, new, keys=100):
+            pass
+        fault = strike("kill", new)
+        servers.wait_for_failover(slot, new)
+        bring_back("kill", new)
+        history = drill.end()
+        judge_workers(history, service)
+        return outcome(history, fault)
+
+
+def killed_worker(folder: Path) -> Outcome:
+    """One of four workers is killed under load; the server starts another."""
+    with Drill(folder) as drill:
+        servers = drill.sentinel(*options(0), replicas=1)
+        service = drill.serve(servers.url, workers=4)
+        load = drill.load(service)
+        load.wait_for(BEFORE)
+        fault = time.monotonic()
+        os.kill(service.worker_pids()[0], signal.SIGKILL)
+        load.wait_for(100)
+        history = drill.end()
+        judge(history, service, limit=LIMIT, statuses={200, 429, 0}, killed=True)
+        return outcome(history, fault)
+
+
 def partition(folder: Path, *, confirm: int = 0) -> Outcome:
     """The old master and one service are cut off from the Sentinels, the replica and another service, then rejoined.
 
@@ -365,6 +407,8 @@ DRILLS: dict[str, Callable[[Path], Outcome]] = {
     "Cluster, 1 replica confirms, SIGKILL": cluster("kill", 1),
     "Cluster, 1 replica confirms, SIGSTOP": cluster("pause", 1),
     "Cluster, the counter's slot moves three times": migration,
+    "Cluster, 1 replica confirms, the counter's slot moves, then SIGKILL": migration_and_failover,
+    "One of 4 workers, SIGKILL": killed_worker,
     "Partition": partition,
     "Partition, 1 replica confirms": partial(partition, confirm=1),
 }

@@ -38,7 +38,8 @@ def create_app(settings: Settings) -> Application:
         halt_cache=settings.halt_cache,
     )
     snapshot = Snapshot(counters)
-    parts = Parts(counters, store, metrics, snapshot, Feed(snapshot, metrics), settings.admin_token)
+    feed = Feed(snapshot, metrics)
+    parts = Parts(counters, store, metrics, snapshot, feed, settings.admin_token, settings.origins)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -52,10 +52,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL"),
     ] = "INFO"
     watch: Annotated[Literal["on", "off"], Meta(description="on or off")] = "on"
+    allowed_origins: Annotated[
+        Annotated[str, Meta(pattern=r"^https?://[^/,\s]+( *, *https?://[^/,\s]+)*$")] | None,
+        Meta(description="origins like https://shop.example, separated by commas, or unset"),
+    ] = None
     admin_token: Annotated[
         Annotated[str, Meta(pattern=r"^[!-~]+$")] | None,
         Meta(description="visible ASCII characters without spaces, or unset"),
     ] = None
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The allowed origins."""
+        return tuple(origin.strip() for origin in (self.allowed_origins or "").split(",") if origin.strip())
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:

@@ -52,7 +52,7 @@ class _Pipe:
     async def _commands(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await _read(reader):
             self.mute = self.mute or self.proxy.mode == "silent"
-            if self.proxy.mode == "hold" or self.held:
+            if (self.proxy.mode == "hold" and self.proxy.holds(data)) or self.held:
                 self.held.append(data)
             elif not self.mute:
                 if self.proxy.mode == "delay":
@@ -105,6 +105,7 @@ class Proxy:
         self.port = free_port()
         self.mode: Mode = "pass"
         self.delay = 0.0
+        self.holds: Callable[[bytes], bool] = lambda data: True
         #: Pieces of commands that were passed on, of replies kept from the service, of commands delivered late.
         self.passed = self.swallowed = self.late = 0
         #: Seconds for which a late command's connection stays open after it was delivered.
@@ -120,9 +121,10 @@ class Proxy:
         self._thread.start()
         self._call(self._listen())
 
-    def set(self, mode: Mode, delay: float = 0.0) -> None:
-        """Behave so from now on."""
+    def set(self, mode: Mode, delay: float = 0.0, holds: Callable[[bytes], bool] = lambda data: True) -> None:
+        """Behave so from now on. A connection is held from the first piece of commands on of which `holds` is true."""
         self.delay = delay
+        self.holds = holds
         if mode == "refuse":
             self.mode = mode
             self._call(self._refuse())

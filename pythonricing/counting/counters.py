@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from pythonricing.counting.lane import Lane, Worker
-from pythonricing.counting.model import DEFAULT, NoSuchCounter, Seen, StateLost, StoreError, StoreUnavailable
+from pythonricing.counting.model import DEFAULT, NoSuchCounter, Seen, StateLost, StoreError, StoreUnavailable, Word
 from pythonricing.counting.store import trouble
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from pythonricing.counting.journal import Journal
-    from pythonricing.counting.model import Answer, Counter
+    from pythonricing.counting.model import Answer, Counter, How
     from pythonricing.counting.store import Store
 
-#: Claims that a worker holds while they wait for the store.
-MAX_WAITING = 8192
+#: Claims that a worker holds while they wait for the store; those on one counter are at most half of them.
+MAX_WAITING = 16_384
 #: Counters that a worker remembers.
 MAX_LANES = 65_536
 #: Seconds after which a worker asks whether whoever made a claim still waits for it.
 ASK_SECONDS = 0.25
 #: Counters of which a worker tells a store that was connected again what it has seen of them.
 MAX_TOLD = 1000
+#: Seconds after which the limit of the settings is tried again.
+CONFIGURE_SECONDS = 0.1
+
+T = TypeVar("T")
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """What can't be served while the rest is."""
+
+    #: Which of the store's servers don't answer; None where there is only one.
+    unreachable: list[str] | None
+    #: Counters whose state the store has lost, as far as this worker knows.
+    lost: list[str]
 
 
 class Counters:
@@ -102,75 +117,100 @@ class Counters:
 
     async def read(self, name: str) -> Counter:
         """The counter as the store has it. Raises NoSuchCounter, StateLost, StoreUnavailable."""
-        lane = self._lanes.get(name)
-        try:
+        with self._told(name):
             async with self._answered(name):
-                counter = await self._read(name, lane)
-        except StateLost:
-            (lane or self._lane(name)).lose()
-            raise
-        if counter.raised is not None:
-            self._journal.raised(name, counter.raised, counter.count)
-        if lane is not None:
-            lane.see(Seen(counter.epoch, counter.count, counter.limit))
+                counter = await self._read(name)
+        self._learn(counter)
         return counter
+
+    def known(self) -> set[str]:
+        """The counters that this worker remembers."""
+        return set(self._lanes)
 
     async def browse(self, limit: int) -> list[Counter]:
         """The first `limit` counters by name, as the store has them. Raises StoreUnavailable."""
         async with self._answered():
             return await self._store.browse(limit)
 
-    async def _read(self, name: str, lane: Lane | None) -> Counter:
+    async def check(self) -> Condition:
+        """Whether claims can be served at all, and which can't. Raises StoreUnavailable; StateLost if `default` is."""
+        async with self._answered():
+            unreachable = await self._store.probe()
+        lost = []
+        for name in [lane.name for lane in self._lanes.values() if lane.lost and lane.name != DEFAULT]:
+            if unreachable and self._store.server_of(name) in unreachable:
+                continue
+            try:
+                await self.read(name)
+            except NoSuchCounter:
+                pass
+            except StateLost:
+                lost.append(name)
+        if not unreachable or self._store.server_of(DEFAULT) not in unreachable:
+            await self.read(DEFAULT)
+        return Condition(unreachable, lost)
+
+    async def put(self, name: str, limit: int, most: int = 0) -> tuple[Counter, bool]:
+        """Create a counter, or change its limit and its largest claim (0: no bound) and keep its count.
+
+        Returns it and whether it was created. Raises StateLost if this is the first to notice a loss: the next one ends
+        that. Raises StoreUnavailable: it may have taken effect, but will not any more.
+        """
+        return await self._change(name, limit, most, "change")
+
+    async def delete(self, name: str) -> None:
+        """Forget a counter; `default` starts over. Raises NoSuchCounter, and StoreUnavailable as put does."""
+        if name != DEFAULT:
+            with self._told(name):
+                seen = await self._speak(name, lambda word: self._store.delete(name, word))
+            lane = self._lanes.get(name) or self._lane(name)
+            lane.unhalt()
+            lane.see(seen)
+            return
+        await self.restart(name)
+
+    async def restart(self, name: str, limit: int | None = None) -> Counter:
+        """Let a counter count from 0 again, also after a loss, and keep its limit, or have this one if it has none.
+
+        Raises as delete does.
+        """
+        try:
+            counter, _ = await self._change(name, None, None, "restart")
+        except NoSuchCounter:
+            limit = self._worker.create_with(name) if limit is None else limit
+            if limit is None:
+                raise
+            counter, _ = await self._change(name, limit, None, "restart")
+        return counter
+
+    async def _change(self, name: str, limit: int | None, most: int | None, how: How) -> tuple[Counter, bool]:
+        with self._told(name):
+            counter, created = await self._speak(name, lambda word: self._store.put(name, word, limit, most, how))
+        self._learn(counter).unhalt()
+        return counter, created
+
+    async def _speak(self, name: str, act: Callable[[Word], Awaitable[T]]) -> T:
+        """Have the store execute an operator's word: once, and never after this has raised."""
+        id = uuid.uuid4().hex
+        end = self._loop.time() + self._timeout
+        async with self._answered(name):
+            while True:
+                try:
+                    # Read anew for each server that it may come to. The clock was read before its reply came: what is
+                    # left now is over there before it is over here.
+                    clock = await self._store.clock(name)
+                    return await act(Word(id, clock + int((end - self._loop.time()) * 1e6), self._known(name)))
+                except StoreUnavailable:
+                    await asyncio.sleep(0.02)
+                    await self._store.ready(name)
+
+    async def _read(self, name: str) -> Counter:
         while True:
             try:
-                seen = None if lane is None else lane.known()
-                return await self._store.read(name, seen, self._worker.create_with(name))
+                return await self._store.read(name, self._known(name), self._worker.create_with(name))
             except StoreUnavailable:
                 await asyncio.sleep(0.02)
                 await self._store.ready(name)
-
-    async def check(self) -> list[str] | None:
-        """Whether claims can be served. Raises StoreUnavailable or StateLost.
-
-        Returns which of the store's servers don't answer while others do, or None where there is only one.
-        """
-        async with self._answered():
-            unreachable = await self._store.probe()
-        for lane in [lane for lane in self._lanes.values() if lane.lost]:
-            if unreachable and self._store.server_of(lane.name) in unreachable:
-                continue
-            try:
-                await self.read(lane.name)
-            except NoSuchCounter:
-                if lane.task is None:  # another lane must not send while this one does
-                    self._lanes.pop(lane.name, None)
-        if not unreachable or self._store.server_of(DEFAULT) not in unreachable:
-            await self.read(DEFAULT)
-        return unreachable
-
-    async def put(self, name: str, limit: int) -> tuple[Counter, bool]:
-        """Create a counter, or change its limit and keep its count. Returns it and whether it was created."""
-        return await self._change(name, limit)
-
-    async def delete(self, name: str) -> None:
-        """Forget a counter; `default` starts over with the limit of the settings. Raises NoSuchCounter."""
-        if name == DEFAULT:
-            await self._change(name, self._worker.create_with(name), restart=True)
-            return
-        async with self._answered(name):
-            await self._store.delete(name)
-        lane = self._lanes.get(name)
-        if lane is not None:
-            lane.forget_seen()
-
-    async def _change(self, name: str, limit: int | None, restart: bool = False) -> tuple[Counter, bool]:
-        async with self._answered(name):
-            counter, created = await self._store.put(name, limit, restart=restart)
-        lane = self._lanes.get(name)
-        if lane is not None:
-            lane.unhalt()
-            lane.see(Seen(counter.epoch, counter.count, counter.limit))
-        return counter, created
 
     @asynccontextmanager
     async def _answered(self, name: str | None = None) -> AsyncIterator[None]:
@@ -181,6 +221,32 @@ class Counters:
                 yield
         except TimeoutError:
             raise StoreUnavailable(f"the store did not answer in time: {trouble(self._store)}") from None
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Remember what the store says of a counter that it can't answer for."""
+        try:
+            yield
+        except StateLost:
+            (self._lanes.get(name) or self._lane(name)).lose()
+            raise
+        except NoSuchCounter as error:
+            lane = self._lanes.get(name)
+            if lane is not None and lane.task is None:  # another lane must not send while this one does
+                lane.miss(error)
+            raise
+
+    def _known(self, name: str) -> Seen | None:
+        lane = self._lanes.get(name)
+        return None if lane is None else lane.known()
+
+    def _learn(self, counter: Counter) -> Lane:
+        """Remember what was read of a counter."""
+        lane = self._lanes.get(counter.name) or self._lane(counter.name)
+        if counter.raised is not None:
+            self._journal.raised(counter.name, counter.raised, counter.count)
+        lane.see(Seen(counter.epoch, counter.revision, counter.count, counter.limit, counter.most))
+        return lane
 
     def _on_connect(self) -> None:
         """The store was connected, perhaps to a server that knows less: tell it what this worker has seen."""
@@ -209,17 +275,18 @@ class Counters:
         return lane
 
     async def _configure(self, limit: int) -> None:
-        """Give `default` the limit of the settings, before the first claim on it."""
+        """Give `default` the limit of the settings, before the first claim on it, whatever keeps the store from it."""
         while not self._worker.configured.is_set():
             await self._store.ready(DEFAULT)
             try:
-                await self._store.configure(DEFAULT, limit)
-            except StoreUnavailable:
-                await asyncio.sleep(0.05)
-            except StoreError as error:
+                await self._change(DEFAULT, limit, None, "configure")
+            except StateLost:
                 # A lost counter stays lost until an operator speaks; claims will say so.
-                self._journal.failed(DEFAULT, error)
                 self._worker.configured.set()
+            except StoreError as error:
+                if not isinstance(error, StoreUnavailable):
+                    self._journal.failed(DEFAULT, error)
+                await asyncio.sleep(CONFIGURE_SECONDS)
             else:
                 self._worker.configured.set()
 

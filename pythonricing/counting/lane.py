@@ -13,7 +13,7 @@ import os
 import random
 from collections import OrderedDict, deque
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -31,8 +31,9 @@ from pythonricing.counting.model import (
     StateLost,
     StoreRejected,
     StoreUnavailable,
+    TooMany,
 )
-from pythonricing.counting.rules import decide
+from pythonricing.counting.rules import decide, newer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -142,7 +143,10 @@ class Lane:
                 self._refused += 1
                 return self._halted
             self._halted = None
-        if worker.pending >= worker.max_waiting:
+        # Each counter may have at most as many as there is room left for: one that can't be served takes half, and
+        # never what others need (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet
+        # Switches", IEEE/ACM Transactions on Networking 6(2), 1998).
+        if len(self._waiting) >= worker.max_waiting - worker.pending:
             worker.journal.unavailable(self.name, 1)
             raise Overloaded("too many claims are waiting for the store")
         future: asyncio.Future[Answer] = worker.loop.create_future()
@@ -172,10 +176,8 @@ class Lane:
 
     def see(self, seen: Seen) -> None:
         """Remember the newest state of the counter; an older one comes from a receipt."""
-        known = self._seen
-        if known is None or seen.epoch > known.epoch or (seen.epoch == known.epoch and seen.count >= known.count):
-            self._seen = seen
-            self._seen_at = self._worker.loop.time()
+        self._seen = newer(self._seen, seen)
+        self._seen_at = self._worker.loop.time()
         if self.lost:
             self.lost = False
             self._worker.journal.found(self.name)
@@ -186,13 +188,18 @@ class Lane:
             self.lost = True
             self._worker.journal.lost(self.name, self._seen)
 
+    def miss(self, error: NoSuchCounter) -> None:
+        """There is no such counter: if it was deleted, remember that, or else forget the lane."""
+        worker = self._worker
+        self._halted = None
+        if error.seen is not None:
+            self.see(error.seen)
+        elif worker.lanes.get(self.name) is self and not self._waiting:
+            del worker.lanes[self.name]
+
     def unhalt(self) -> None:
         """An operator has spoken: ask the store again before anything is refused."""
         self._halted = None
-
-    def forget_seen(self) -> None:
-        """An operator has deleted the counter."""
-        self._halted, self._seen = None, None
 
     def tell_refused(self) -> None:
         """Tell the journal of the refusals from memory."""
@@ -258,6 +265,8 @@ class Lane:
         finally:
             self.task = None
             worker.busy.discard(self)
+            if self.name in worker.lanes:
+                worker.lanes.move_to_end(self.name)
 
     async def _gather(self) -> None:
         """Give way to the event loop and to the machine's other processes while that brings further claims.
@@ -319,16 +328,22 @@ class Lane:
             except StoreUnavailable:
                 pass
             if worker.loop.time() > give_up:
-                worker.journal.in_doubt(self.name, len(claims))
-                raise StoreUnavailable("the store did not answer")
+                self._give_up(claims)
             if failures:
                 ceiling = min(0.02 * 2**failures, 0.1)  # the store's own link backs off further
                 await asyncio.sleep(random.uniform(ceiling / 2, ceiling))
             failures += 1
-            await worker.store.ready(self.name)
+            await worker.store.ready(self.name)  # however long that takes
+            if worker.loop.time() > give_up:
+                self._give_up(claims)
             left = [claim for claim in claims if not claim.future.done()]
             if len(left) < len(claims):
                 compositions.append(left)
+
+    def _give_up(self, claims: list[Claim]) -> NoReturn:
+        """Stop sending a batch: before long the store will have forgotten whether it was executed."""
+        self._worker.journal.in_doubt(self.name, len(claims))
+        raise StoreUnavailable("the store did not answer")
 
     def _settle(self, claims: list[Claim], verdict: Verdict) -> None:
         """Answer the claims of a batch: the same greedy grant that the store made (see Verdict)."""
@@ -342,8 +357,8 @@ class Lane:
             future, size = claim.future, claim.size
             replay = None if claim.key is None else next(replays)
             try:
-                answer = decide(count, limit, size, replay)
-            except KeyReused as error:
+                answer = decide(count, limit, size, verdict.most, replay)
+            except (KeyReused, TooMany) as error:
                 if not future.done():
                     future.set_exception(error)
                 continue
@@ -355,7 +370,7 @@ class Lane:
                     refused += 1
             if not future.done():
                 future.set_result(answer)
-        self.see(Seen(verdict.epoch, count, limit))
+        self.see(Seen(verdict.epoch, verdict.revision, count, limit, verdict.most))
         if verdict.raised is not None:
             worker.journal.raised(self.name, verdict.raised, verdict.before)
         if count >= limit and worker.halt_cache:
@@ -372,8 +387,7 @@ class Lane:
         worker = self._worker
         unanswered = [claim.future for claim in self._in_flight if not claim.future.done()]
         if isinstance(error, NoSuchCounter):
-            if worker.lanes.get(self.name) is self and not self._waiting:
-                del worker.lanes[self.name]
+            self.miss(error)
         else:
             worker.journal.unavailable(self.name, len(unanswered))
             if isinstance(error, StateLost):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 DEFAULT = "default"
@@ -9,8 +11,9 @@ DEFAULT = "default"
 DEFAULT_LIMIT = 100
 #: Seconds for which a store remembers a worker's last batch. Workers stop sending a batch again long before.
 RECEIPT_SECONDS = 3600
-#: Seconds for which a store remembers the first answer to an idempotency key.
-KEY_SECONDS = 86_400
+#: Seconds for which a store remembers the first answer to an idempotency key: an admission, of which there are at most
+#: as many as the limit, and a refusal, of which there may be any number.
+KEY_SECONDS, REFUSED_KEY_SECONDS = 86_400, 60
 #: Seconds for which a store remembers that a counter was deleted, so that its absence is no loss of data.
 TOMBSTONE_SECONDS = 7 * 86_400
 
@@ -32,7 +35,11 @@ class StoreRejected(StoreError):
 
 
 class NoSuchCounter(StoreError):
-    """There is no counter of this name, and none was lost."""
+    """There is no counter of this name, and none was lost. `seen` is its deletion, if the store remembers one."""
+
+    def __init__(self, name: str, seen: Seen | None = None) -> None:
+        super().__init__(name, seen)
+        self.seen = seen
 
 
 class StateLost(StoreError):
@@ -55,6 +62,10 @@ class KeyReused(Exception):
     """The idempotency key was used before for a claim of another size."""
 
 
+class TooMany(Exception):
+    """The claim is larger than the counter's largest claim, which is the argument."""
+
+
 class Server(msgspec.Struct, frozen=True):
     """A server of the store, as this worker knows it."""
 
@@ -70,11 +81,17 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """The newest state of a counter that a worker knows of."""
+    """The newest state of a counter that a worker knows of; `deleted`: that is its deletion.
+
+    Whatever changes a counter but a claim makes its `revision` greater. `most` is the largest claim, 0: no bound.
+    """
 
     epoch: int
+    revision: int
     count: int
     limit: int
+    most: int = 0
+    deleted: bool = False
 
 
 class Counter(msgspec.Struct, frozen=True):
@@ -88,8 +105,25 @@ class Counter(msgspec.Struct, frozen=True):
     limit: int
     epoch: int
     lost: bool = False
+    revision: int = 0
+    #: The largest claim, 0: no bound.
+    most: int = 0
     #: The count before this reading raised it to the highest that the worker had seen; None: it didn't.
     raised: int | None = None
+
+
+#: What becomes of a counter that is put: its count is kept, or starts over; or it is no operator but the settings.
+How = Literal["change", "restart", "configure"]
+
+
+class Word(msgspec.Struct, frozen=True):
+    """An operator's word: executed at most once, however often it is sent, and not after a moment."""
+
+    #: Tells it from all others.
+    id: str
+    #: In microseconds of the store's clock (see Store.clock).
+    not_after: int
+    seen: Seen | None = None
 
 
 class Batch(msgspec.Struct):
@@ -131,7 +165,10 @@ class Verdict(msgspec.Struct, frozen=True):
 
     attempt: int
     epoch: int
+    revision: int
     limit: int
+    #: The largest claim, 0: no bound.
+    most: int
     #: The count before the batch.
     before: int
     #: One entry for each claim with an idempotency key, in order; None where the key was new.

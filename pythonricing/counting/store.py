@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import Batch, Counter, Seen, Server, Verdict
+    from pythonricing.counting.model import Batch, Counter, How, Seen, Server, Verdict, Word
 
 
 class Store(Protocol):
@@ -43,17 +43,20 @@ class Store(Protocol):
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
         """Read a counter and check it against `seen`. Raises NoSuchCounter too."""
 
-    async def put(self, name: str, limit: int | None, *, restart: bool = False) -> tuple[Counter, bool]:
-        """Create a counter, change its limit (None keeps it) or, with `restart`, count from 0 in a new epoch.
+    async def clock(self, name: str) -> int:
+        """The time by the clock that the words about a counter are held to, in microseconds."""
 
-        It is an operator's word: it ends the state of a lost counter. Returns the counter and whether it was created.
-        Raises NoSuchCounter if there is none and no limit to create it with.
+    async def put(
+        self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
+    ) -> tuple[Counter, bool]:
+        """Create a counter, change its limit and largest claim (None keeps them), or count from 0 in a new epoch.
+
+        A change ends the state of a counter that was lost, but one that nobody knew to be lost is lost first. With
+        "restart" an epoch begins, whatever was lost. "configure" is no operator's word: a loss stays one. Returns the
+        counter and whether it was created. Raises NoSuchCounter too if there is none and no limit to create it with.
         """
 
-    async def configure(self, name: str, limit: int) -> None:
-        """Give a counter the limit of the settings, creating it if need be. No operator's word: a loss stays one."""
-
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, word: Word) -> Seen:
         """Forget a counter and remember that it was deleted. Raises NoSuchCounter too."""
 
     async def browse(self, limit: int) -> list[Counter]:

@@ -15,9 +15,10 @@ import click
 import msgspec
 from loguru import logger
 
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.journal import Journal
 from pythonricing.counting.model import (
     DEFAULT,
-    DEFAULT_LIMIT,
     NoSuchCounter,
     StateLost,
     StoreError,
@@ -96,13 +97,9 @@ def reset(name: str, store: str | None) -> None:
     with _store(store) as settings:
 
         async def start_over(opened: Store) -> str:
-            try:
-                counter, _ = await opened.put(name, None, restart=True)
-            except NoSuchCounter:
-                if name != DEFAULT:
-                    raise
-                limit = DEFAULT_LIMIT if settings.limit is None else settings.limit
-                counter, _ = await opened.put(name, limit, restart=True)
+            counters = Counters(opened, Journal(), timeout=settings.store_timeout)
+            await counters.open()
+            counter = await counters.restart(name, settings.limit if name == DEFAULT else None)
             return f"{counter.name}: {counter.count} of {counter.limit}"
 
         click.echo(_with_store(settings, start_over, name))

@@ -4,48 +4,57 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pythonricing.counting.model import (
     KEY_SECONDS,
+    REFUSED_KEY_SECONDS,
     Batch,
     Counter,
+    KeyReused,
     NoSuchCounter,
     Replay,
     Seen,
-    Server,
     StateLost,
     StoreRejected,
+    StoreUnavailable,
+    TooMany,
     Verdict,
 )
-from pythonricing.counting.rules import decide
+from pythonricing.counting.rules import ALL, State, decide, reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pythonricing.counting.model import How, Server, Word
     from pythonricing.settings import OnLoss
 
 
-class _State(msgspec.Struct):
-    count: int
-    limit: int
-    epoch: int
+#: Operators' words whose replies are remembered.
+MAX_WORDS = 1000
+
+T = TypeVar("T")
 
 
 class MemoryStore:
-    """A Store without a server."""
+    """A Store without a server, and the model to which those with one are held."""
 
     def __init__(self, on_loss: OnLoss = "halt") -> None:
         self._on_loss = on_loss
         self.on_connect: Callable[[], None] = lambda: None
-        self._counters: dict[str, _State] = {}
-        self._deleted: set[str] = set()
+        #: Counters, lost ones and tombstones too.
+        self._states: dict[str, State] = {}
         self._receipts: dict[tuple[str, str], tuple[int, Verdict]] = {}
-        # In order of arrival, so that the expired ones are at the front.
-        self._keys: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
-        self._epoch = 0
+        self._words: OrderedDict[tuple[str, str], object] = OrderedDict()
+        # Each in order of arrival, so that the expired ones are at the front.
+        self._admitted: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
+        self._refused: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
+
+    def servers(self) -> Sequence[Server]:
+        return ()
+
+    def server_of(self, name: str) -> str:
+        return "memory"
 
     async def open(self) -> None:
         pass
@@ -59,11 +68,8 @@ class MemoryStore:
     async def probe(self) -> None:
         return None
 
-    def servers(self) -> Sequence[Server]:
-        return [Server("", connected=True)]
-
-    def server_of(self, name: str) -> str:
-        return ""
+    async def clock(self, name: str) -> int:
+        return time.time_ns() // 1000
 
     async def claim(self, batch: Batch) -> Verdict:
         receipt = self._receipts.get((batch.name, batch.worker))
@@ -71,77 +77,139 @@ class MemoryStore:
             if receipt[0] > batch.sequence:
                 raise StoreRejected("a later batch of this worker was executed before this one")
             return receipt[1]
-        state = self._checked(batch.name, batch.seen, batch.create)
-        before, limit = state.count, state.limit
+        state, raised = self._current(batch.name, batch.seen, batch.create)
+        before = state.count
         replays: list[Replay | None] = []
         for size, key in zip(batch.sizes, batch.keys or [None] * len(batch.sizes), strict=True):
+            replay = None
             if key is not None:
-                replays.append(self._remembered(batch.name, state.epoch, key))
-                if replays[-1] is not None:
-                    continue
-            answer = decide(state.count, limit, size)
-            state.count = answer.request_count
-            if key is not None:
-                self._keys[batch.name, state.epoch, key] = (
-                    time.monotonic() + KEY_SECONDS,
-                    Replay(size, state.count, limit, answer.admitted),
-                )
-        verdict = Verdict(batch.attempt, state.epoch, limit, before, replays)
+                replay = self._remembered(batch.name, state.epoch, key)
+                replays.append(replay)
+            try:
+                answer = decide(state.count, state.limit, size, state.most, replay)
+            except (KeyReused, TooMany):
+                continue
+            if replay is None:
+                state.count = answer.request_count
+                if key is not None:
+                    self._remember(
+                        batch.name, state.epoch, key, Replay(size, state.count, state.limit, answer.admitted)
+                    )
+        verdict = Verdict(batch.attempt, state.epoch, state.revision, state.limit, state.most, before, replays, raised)
         self._receipts[batch.name, batch.worker] = (batch.sequence, verdict)
         return verdict
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
-        return self._counter(name, self._checked(name, seen, create))
+        state, raised = self._current(name, seen, create)
+        return _shown(name, state, raised)
 
-    async def put(self, name: str, limit: int | None, *, restart: bool = False) -> tuple[Counter, bool]:
-        state = self._counters.get(name)
-        if state is None:
-            if limit is None:
-                raise NoSuchCounter(name)
-            return self._counter(name, self._create(name, limit)), True
-        if limit is not None:
-            state.limit = limit
-        if restart:
-            state = self._create(name, state.limit)
-        return self._counter(name, state), False
+    async def put(
+        self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
+    ) -> tuple[Counter, bool]:
+        if (name, word.id) in self._words:
+            return cast("tuple[Counter, bool]", self._words[name, word.id])
+        await self._in_time(name, word)
+        state = self._states.get(name)
+        raised = None
+        if how != "restart":
+            marked = state is not None and state.lost
+            state, raised = self._recover(name, word.seen)
+            if state is not None and state.lost and (how == "configure" or not marked):
+                raise StateLost(name)
+        gone = state is None or state.deleted
+        if limit is None:
+            # A counter that is gone starts over with the limit that was seen.
+            last = word.seen if state is None and how == "restart" else state
+            if last is None or last.deleted:
+                raise _missing(name, state)
+            limit = last.limit
+        if state is None or state.deleted or how == "restart":
+            by_settings = how == "configure" and state is None
+            seen_revision = word.seen.revision if word.seen is not None else 0
+            revision = 0 if by_settings else max(state.revision if state is not None else 0, seen_revision) + 1
+            knowing = how == "restart" or state is not None
+            kept = 0 if state is None or state.deleted else state.most
+            state = self._start(name, word.seen, limit, kept if most is None else most, revision, knowing)
+            raised = None
+        else:
+            new_most = state.most if most is None else most
+            if state.lost or (limit, new_most) != (state.limit, state.most):
+                if state.lost:
+                    state.base, state.lost = max(state.base, state.count), False
+                state.limit, state.most, state.revision = limit, new_most, state.revision + 1
+        return self._said(name, word, (_shown(name, state, raised), gone))
 
-    async def configure(self, name: str, limit: int) -> None:
-        await self.put(name, limit)
-
-    async def delete(self, name: str) -> None:
-        if self._counters.pop(name, None) is None:
-            raise NoSuchCounter(name)
-        self._deleted.add(name)
+    async def delete(self, name: str, word: Word) -> Seen:
+        if (name, word.id) in self._words:
+            return cast("Seen", self._words[name, word.id])
+        await self._in_time(name, word)
+        state, _ = reconcile(self._states.get(name), word.seen)
+        if state is None or (state.deleted and not state.lost):
+            raise _missing(name, state)
+        self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True)
+        return self._said(name, word, Seen(state.epoch, state.revision + 1, 0, 0, deleted=True))
 
     async def browse(self, limit: int) -> list[Counter]:
-        return [self._counter(name, self._counters[name]) for name in sorted(self._counters)[:limit]]
+        shown = sorted(name for name, state in self._states.items() if state.lost or not state.deleted)
+        return [_shown(name, self._states[name]) for name in shown[:limit]]
 
-    def _counter(self, name: str, state: _State) -> Counter:
-        return Counter(name, state.count, state.limit, state.epoch)
+    def _said(self, name: str, word: Word, reply: T) -> T:
+        """Remember the reply to an operator's word."""
+        if len(self._words) == MAX_WORDS:
+            self._words.popitem(last=False)
+        self._words[name, word.id] = reply
+        return reply
 
-    def _create(self, name: str, limit: int) -> _State:
-        self._epoch = max(time.time_ns() // 1000, self._epoch + 1)
-        self._deleted.discard(name)
-        state = self._counters[name] = _State(0, limit, self._epoch)
-        return state
+    async def _in_time(self, name: str, word: Word) -> None:
+        if await self.clock(name) > word.not_after:
+            raise StoreUnavailable("the word came too late")
 
-    def _checked(self, name: str, seen: Seen | None, create: int | None) -> _State:
-        state = self._counters.get(name)
-        if state is None:
-            if seen is not None and name not in self._deleted:
-                if self._on_loss == "halt":
-                    raise StateLost(name)
-                self._epoch = max(self._epoch, seen.epoch)
-                state = self._counters[name] = _State(seen.count, seen.limit, seen.epoch)
-                return state
+    def _recover(self, name: str, seen: Seen | None) -> tuple[State | None, int | None]:
+        """The state with what a worker has seen beyond it; and the count before a loss raised it, if one did."""
+        before = self._states.get(name)
+        state, lost = reconcile(before, seen)
+        if state is None or not (lost or state.lost):
+            return state, None
+        state.lost = self._on_loss == "halt"
+        self._states[name] = state
+        return state, None if state.lost else before.count if before is not None else 0
+
+    def _current(self, name: str, seen: Seen | None, create: int | None) -> tuple[State, int | None]:
+        """A counter to claim from or to read, and the count before a loss raised it."""
+        state, raised = self._recover(name, seen)
+        if state is not None and state.lost:
+            raise StateLost(name)
+        if state is None or state.deleted:
             if create is None:
-                raise NoSuchCounter(name)
-            return self._create(name, create)
+                raise _missing(name, state)
+            return self._start(
+                name, seen, create, 0, 0 if state is None else state.revision + 1, state is not None
+            ), None
+        return state, raised
+
+    def _start(self, name: str, seen: Seen | None, limit: int, most: int, revision: int, knowing: bool) -> State:
+        """Begin an epoch at 0."""
+        last = max(self._states[name].epoch if name in self._states else 0, seen.epoch if seen is not None else 0)
+        epoch = max(time.time_ns() // 1000, last + 1)
+        state = self._states[name] = State(epoch, revision, 0, limit, most, ALL if knowing else 0)
         return state
+
+    def _remember(self, name: str, epoch: int, key: str, replay: Replay) -> None:
+        kept, seconds = (self._admitted, KEY_SECONDS) if replay.admitted else (self._refused, REFUSED_KEY_SECONDS)
+        kept[name, epoch, key] = (time.monotonic() + seconds, replay)
 
     def _remembered(self, name: str, epoch: int, key: str) -> Replay | None:
         now = time.monotonic()
-        while self._keys and next(iter(self._keys.values()))[0] <= now:
-            self._keys.popitem(last=False)
-        found = self._keys.get((name, epoch, key))
+        for kept in (self._admitted, self._refused):
+            while kept and next(iter(kept.values()))[0] <= now:
+                kept.popitem(last=False)
+        found = self._admitted.get((name, epoch, key)) or self._refused.get((name, epoch, key))
         return None if found is None else found[1]
+
+
+def _missing(name: str, state: State | None) -> NoSuchCounter:
+    return NoSuchCounter(name, None if state is None else Seen(state.epoch, state.revision, 0, 0, deleted=True))
+
+
+def _shown(name: str, state: State, raised: int | None = None) -> Counter:
+    return Counter(name, state.count, state.limit, state.epoch, state.lost, state.revision, state.most, raised)

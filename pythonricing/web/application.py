@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, request_response
 
 from pythonricing.counting.model import DEFAULT
@@ -14,7 +16,7 @@ from pythonricing.web.receive import check_query
 from pythonricing.web.routes import OPERATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,7 +34,7 @@ class Application(Starlette):
         self, parts: Parts, *, watch: bool, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]
     ) -> None:
         self.parts = parts
-        self._claim = Claim(parts.counters)
+        self._claim = Claim(parts.counters, parts.allowed_origins)
         #: The claims' methods, the paths before the name, and whether there is a name.
         self._claims: set[tuple[str, str, bool]] = set()
         methods: dict[str, dict[str, ASGIApp]] = {}
@@ -42,13 +44,15 @@ class Application(Starlette):
             at = methods.setdefault(operation.path, {})
             if operation.endpoint is Claim:
                 head, _, name = operation.path.rpartition("/")
-                self._claims.add((operation.method, f"{head}/", bool(name)))
+                if not parts.allowed_origins:  # whose pages need what the middleware says
+                    self._claims.add((operation.method, f"{head}/", bool(name)))
                 at[operation.method] = self._claim
             else:
                 at[operation.method] = request_response(operation.endpoint)  # type: ignore[arg-type]
         super().__init__(
             routes=[Route(path, ByMethod(at), methods=list(at)) for path, at in methods.items()],
             exception_handlers=HANDLERS,
+            middleware=[Middleware(CORSMiddleware, **_cors(parts.allowed_origins))] if parts.allowed_origins else None,
             lifespan=lifespan,
         )
         self.router.redirect_slashes = False
@@ -60,6 +64,17 @@ class Application(Starlette):
                 await self._claim.answer(scope, receive, send, name or DEFAULT)
                 return
         await super().__call__(scope, receive, send)
+
+
+def _cors(allowed_origins: Collection[str]) -> dict[str, Any]:
+    headers = ["Authorization", "Content-Type", "Idempotency-Key"]
+    methods = ["GET", "POST", "PUT", "DELETE"]
+    return {
+        "allow_origins": allowed_origins,
+        "allow_methods": methods,
+        "allow_headers": headers,
+        "expose_headers": ["Retry-After"],
+    }
 
 
 class ByMethod:

@@ -12,10 +12,13 @@ import msgspec
 from pythonricing.counting.model import DEFAULT, NoSuchCounter
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web import problems
+from pythonricing.web.problems import Problem
 from pythonricing.web.receive import NAME, check_query, gone, read_body
 from pythonricing.web.responses import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from starlette.types import Receive, Scope, Send
 
     from pythonricing.counting.counters import Counters
@@ -30,7 +33,7 @@ SIZE = re.compile(r"[0-9]{1,16}")
 _NO_STORE = (b"cache-control", b"no-store")
 _ADMITTED = 200, [(b"content-type", b"application/json"), _NO_STORE]
 _REFUSED = 429, [(b"content-type", problems.MEDIA_TYPE.encode()), _NO_STORE]
-_CLAIM_HEADERS = frozenset((b"idempotency-key", b"content-length", b"transfer-encoding"))
+_CLAIM_HEADERS = frozenset((b"idempotency-key", b"content-length", b"transfer-encoding", b"sec-fetch-site"))
 
 
 class Claimed(msgspec.Struct):
@@ -43,8 +46,9 @@ class Claimed(msgspec.Struct):
 class Claim:
     """`GET /`, `POST /`, `POST /counters/{name}?n=1`."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, allowed_origins: Collection[str]) -> None:
         self._claim = counters.claim
+        self._allowed_origins = allowed_origins
         self._refusals: dict[tuple[str, int, int, int], bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +69,9 @@ class Claim:
                                 "Idempotency-Key must be 1 to 255 visible ASCII characters, given once"
                             )
                         key = value.decode("ascii")
+                    elif header == b"sec-fetch-site":
+                        if value == b"cross-site":
+                            self._check_origin(scope)
                     elif value != b"0":
                         await read_body(scope, receive)
             answer = await self._claim(name, size, key, partial(gone, receive))
@@ -82,6 +89,12 @@ class Claim:
             await send({"type": "http.response.body", "body": body})
         except Exception as error:
             await problems.answer(error, name)(scope, receive, send)
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Raises Problem unless the page of another site that a browser claims for is of an allowed origin."""
+        origins = [value.decode("latin-1") for header, value in scope["headers"] if header == b"origin"]
+        if len(origins) != 1 or origins[0] not in self._allowed_origins:
+            raise Problem(403, "Forbidden", "a page of another site may not claim here; nothing was counted")
 
     def _refusal(self, name: str, size: int, answer: Answer) -> bytes:
         """The body of a refusal, encoded once for as long as the same is refused: a sold-out sale is the busiest."""

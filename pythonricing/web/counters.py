@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from msgspec import Meta
 from starlette.responses import Response
 
 from pythonricing.counting.model import NoSuchCounter
-from pythonricing.settings import Limit  # noqa: TC001 (msgspec looks it up)
+from pythonricing.settings import MAX_COUNT, Limit
 from pythonricing.web.parts import Parts
 from pythonricing.web.problems import Problem, unprocessable
 from pythonricing.web.receive import NAME, read_body
@@ -29,17 +30,21 @@ class CounterView(msgspec.Struct):
     limit: int
     remaining: int
     halted: bool
+    #: The largest claim, if it has a bound.
+    most: int | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def of(cls, counter: Counter) -> CounterView:
         remaining = max(0, counter.limit - counter.count)
-        return cls(counter.name, counter.count, counter.limit, remaining, remaining == 0)
+        most = counter.most or msgspec.UNSET
+        return cls(counter.name, counter.count, counter.limit, remaining, remaining == 0, most)
 
 
 class CounterChange(msgspec.Struct, forbid_unknown_fields=True):
-    """What PUT takes."""
+    """What PUT takes: the limit, and the largest claim (without it, a claim may be as large as the limit)."""
 
     limit: Limit
+    most: Annotated[int, Meta(ge=1, le=MAX_COUNT)] | msgspec.UnsetType = msgspec.UNSET
 
 
 async def read(request: Request) -> Response:
@@ -52,13 +57,13 @@ async def put(request: Request) -> Response:
     _authorize(request, parts.admin_token)
     name: str = request.path_params["name"]
     if not NAME.fullmatch(name):
-        raise unprocessable("a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+        raise unprocessable("a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -, and not . or ..")
     body = await read_body(request.scope, request.receive)
     try:
         change = msgspec.json.decode(body, type=CounterChange)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unprocessable(f'the body must be like {{"limit": 500}}: {error}') from None
-    counter, created = await parts.counters.put(name, change.limit)
+    counter, created = await parts.counters.put(name, change.limit, change.most or 0)
     return JSON(CounterView.of(counter), 201 if created else 200)
 
 

@@ -52,8 +52,9 @@ ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
     "openapi": (200, "This document", "application/json"),
     "400": (400, "The request is not complete, or not HTTP", ProblemDetails),
     "401": (401, "The admin token is missing or wrong", ProblemDetails),
-    "403": (403, "No admin token is configured: nothing can be changed over HTTP", ProblemDetails),
+    "403": (403, "No admin token is configured, or a page of another site claims", ProblemDetails),
     "404": (404, "There is no such counter", ProblemDetails),
+    "408": (408, "The body was not complete in time", ProblemDetails),
     "413": (413, f"The body has more than {MAX_BODY} bytes", ProblemDetails),
     "414": (414, f"The query string has more than {MAX_QUERY} bytes", ProblemDetails),
     "422": (422, "A value that is not allowed", ProblemDetails),
@@ -76,7 +77,9 @@ NUMBER = {
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "The same key on the same counter within 24 hours gets the first answer again and counts nothing",
+    "description": "The same key on the same counter gets the first answer again and counts nothing: an admission for "
+    "24 hours, a refusal for a minute. Keys are not bound to a client, and who guesses one gets its numbers: make them "
+    "random (a UUID), not an order's number",
     "schema": {"type": "string", "pattern": f"^{KEY.pattern.decode()}$"},
 }
 COUNTER = {

@@ -25,6 +25,8 @@ class Parts:
     snapshot: Snapshot
     feed: Feed
     admin_token: str | None
+    #: Whose pages may ask.
+    allowed_origins: tuple[str, ...] = ()
     stopping: bool = False
     #: Scrapes read all workers' files: one at a time.
     scraping: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -19,12 +19,14 @@ class Health(msgspec.Struct):
     """What the probes say when all is well.
 
     `master`: the server that the store's Sentinels name. `unreachable`: the masters of a store's shards that don't
-    answer, or slots that no node serves, while the counters of other shards go on.
+    answer, or slots that no node serves, while the counters of other shards go on. `lost`: counters whose state
+    the store has lost, as far as this worker knows, while the others are served.
     """
 
     status: str
     master: str | msgspec.UnsetType = msgspec.UNSET
     unreachable: list[str] | msgspec.UnsetType = msgspec.UNSET
+    lost: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 async def live(request: Request) -> Response:
@@ -37,6 +39,7 @@ async def ready(request: Request) -> Response:
     parts = Parts.of(request)
     if parts.stopping:
         raise Problem(503, "Stopping", "this process is stopping", headers={"retry-after": "1"})
-    unreachable = await parts.counters.check()
+    condition = await parts.counters.check()
     master = next((server.name for server in parts.store.servers() if server.elected), msgspec.UNSET)
-    return JSON(Health("ready", master, msgspec.UNSET if unreachable is None else unreachable))
+    unreachable = msgspec.UNSET if condition.unreachable is None else condition.unreachable
+    return JSON(Health("ready", master, unreachable, condition.lost or msgspec.UNSET))

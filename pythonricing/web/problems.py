@@ -18,6 +18,7 @@ from pythonricing.counting.model import (
     StoreError,
     StoreRejected,
     StoreUnavailable,
+    TooMany,
 )
 from pythonricing.web.responses import NO_STORE, encode
 
@@ -79,6 +80,8 @@ def _problem(error: Exception, name: str) -> Problem:
             return Problem(404, "No such counter", f"there is no counter {name}", "no-such-counter")
         case KeyReused():
             return unprocessable("the Idempotency-Key was used before for a claim with another n")
+        case TooMany(args=(most,)):
+            return unprocessable(f"a claim on counter {name} takes at most {most}")
         case StateLost():
             return Problem(
                 503,
@@ -104,4 +107,4 @@ async def handle(request: Request, error: Exception) -> Response:
 
 
 #: Starlette's exception handlers: what its router, the endpoints and the heart raise, and what nobody expected.
-HANDLERS = dict.fromkeys((HTTPException, Problem, StoreError, KeyReused, Exception), handle)
+HANDLERS = dict.fromkeys((HTTPException, Problem, StoreError, KeyReused, TooMany, Exception), handle)

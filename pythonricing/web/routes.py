@@ -25,7 +25,7 @@ async def openapi(request: Request) -> Response:
     return Response(encode(document(OPERATIONS)), media_type="application/json")
 
 
-_CLAIM = ("claimed", "400", "413", "422", "429", "503")
+_CLAIM = ("claimed", "400", "403", "408", "413", "422", "429", "503")
 _ADMIN = ("401", "403", "422", "503")
 
 OPERATIONS = (
@@ -39,7 +39,7 @@ OPERATIONS = (
     ),
     Operation(
         *("PUT", "/counters/{name}", counters.put, "put", "Create a counter, or change its limit and keep its count"),
-        ("counter", "created", "400", "413", *_ADMIN),
+        ("counter", "created", "400", "408", "413", *_ADMIN),
         body=CounterChange,
         admin=True,
     ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -13,11 +14,15 @@ from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import (
     Answer,
     Batch,
+    Counter,
     NoSuchCounter,
     Overloaded,
+    StateLost,
     StoreRejected,
     StoreUnavailable,
+    TooMany,
     Verdict,
+    Word,
 )
 from pythonricing.stores.memory import MemoryStore
 from tests.support import Recorder, Silence
@@ -93,6 +98,128 @@ def test_a_batch_whose_reply_was_lost_is_sent_again_as_itself_although_others_le
         assert [(await first).request_count, (await second).request_count] == [3, 1]
         assert store.executed == [("first", 1), ("second", 2), ("first", 1)]
         assert (await counters.read("first")).count == 3
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_that_was_not_answered_for_too_long_is_in_doubt_and_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane, "RESEND_SECONDS", 0.05)
+
+    class Away(MemoryStore):
+        """Executes a batch, loses the reply, and can't be reached for longer than it remembers the batch."""
+
+        batches = 0
+        back = asyncio.Event()
+
+        async def ready(self, name: str | None = None) -> None:
+            if self.batches == 1:
+                await self.back.wait()
+
+        async def claim(self, batch: Batch) -> Verdict:
+            self.batches += 1
+            verdict = await super().claim(batch)
+            if self.batches == 1:
+                raise StoreUnavailable("the reply was lost")
+            return verdict
+
+    async def scenario() -> None:
+        store, journal = Away(), Recorder()
+        counters = Counters(store, journal, timeout=0.01)
+        await counters.open()
+        with pytest.raises(StoreUnavailable):
+            await counters.claim("default")
+        await asyncio.sleep(0.06)
+        store.back.set()
+        assert (await counters.claim("default")).request_count == 2
+        assert ("in_doubt", "default", 1) in journal.told
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_word_of_an_operator_is_executed_once_and_never_after_it_was_given_up() -> None:
+    class Late(MemoryStore):
+        """Executes the first word and loses its reply; holds the second one back until it is let go."""
+
+        words: ClassVar[list[Word]] = []
+
+        async def put(self, name: str, word: Word, *what: Any) -> tuple[Counter, bool]:
+            self.words.append(word)
+            if len(self.words) == 1:
+                await super().put(name, word, *what)
+                raise StoreUnavailable("the reply was lost")
+            if word.id != self.words[0].id:
+                raise StoreUnavailable("held back")
+            return await super().put(name, word, *what)
+
+    async def scenario() -> None:
+        store = Late()
+        counters = Counters(store, Silence(), timeout=0.2)
+        await counters.open()
+        counter, created = await counters.put("seats", 10)
+        assert (created, counter.revision) == (True, 1)  # the reply to the first one, again
+        with pytest.raises(StoreUnavailable):
+            await counters.put("seats", 20)
+        # What was held back arrives now: by the store's clock it is too late.
+        with pytest.raises(StoreUnavailable):
+            await MemoryStore.put(store, "seats", store.words[-1], 20)
+        assert (await counters.read("seats")).limit == 10
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_starting_default_over_keeps_the_limit_that_an_operator_gave_it() -> None:
+    async def scenario() -> None:
+        counters = Counters(MemoryStore(), Silence())
+        await counters.open()
+        await counters.put("default", 5)
+        await counters.claim("default", 3)
+        await counters.delete("default")
+        counter = await counters.read("default")
+        assert (counter.count, counter.limit) == (0, 5)
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_claim_above_the_largest_claim_takes_nothing_and_is_no_refusal() -> None:
+    async def scenario() -> None:
+        counters = Counters(MemoryStore(), Silence())
+        await counters.open()
+        await counters.put("seats", 99, most=10)
+        for key in (None, "key"):
+            with pytest.raises(TooMany):
+                await counters.claim("seats", 11, key)
+        assert (await counters.claim("seats", 10, "key")).request_count == 10
+        await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_counter_leaves_the_others_served_and_is_named() -> None:
+    class Forgetful(MemoryStore):
+        def forget(self, name: str) -> None:
+            del self._states[name]
+
+    async def scenario() -> None:
+        store = Forgetful()
+        counters = Counters(store, Silence())
+        await counters.open()
+        for name in ("seats", "codes"):
+            await counters.put(name, 10)
+            await counters.claim(name, 4)
+        store.forget("seats")
+        with pytest.raises(StateLost):
+            await counters.claim("seats")
+        assert (await counters.check()).lost == ["seats"]
+        assert (await counters.claim("codes")).request_count == 5
+        counter, created = await counters.put("seats", 10)
+        assert (counter.count, created) == (4, False)
+        assert (await counters.check()).lost == []
         await counters.close()
 
     asyncio.run(scenario())
@@ -204,15 +331,17 @@ async def delayed(seconds: float, claim: Callable[[], Awaitable[Answer]]) -> Ans
 
 def test_the_settings_limit_is_set_once_the_store_takes_it() -> None:
     class Unsettled(Gate):
-        """A store that is lost at the first two attempts to configure it."""
+        """A store that is lost, and then full, at the first two attempts to configure it."""
 
         attempts = 0
 
-        async def configure(self, name: str, limit: int) -> None:
+        async def put(self, *what: Any) -> tuple[Counter, bool]:
             self.attempts += 1
-            if self.attempts < 3:
+            if self.attempts == 1:
                 raise StoreUnavailable("the connection was lost")
-            await super().configure(name, limit)
+            if self.attempts == 2:
+                raise StoreRejected("OOM command not allowed when used memory > 'maxmemory'")
+            return await super().put(*what)
 
     async def scenario() -> None:
         store = Unsettled()
@@ -292,14 +421,33 @@ def test_more_claims_than_a_worker_holds_are_turned_away_at_once() -> None:
         counters = Counters(store, Silence(), max_waiting=10)
         await counters.open()
         store.open_gate.clear()
-        held = [asyncio.ensure_future(counters.claim("default")) for _ in range(10)]
-        await asyncio.sleep(0.01)
+        held = [counters.claim("default") for _ in range(5)]
         with pytest.raises(Overloaded):
-            await counters.claim("default")
+            counters.claim("default")
         store.open_gate.set()
         assert all(answer.admitted for answer in await asyncio.gather(*held))
         assert (await counters.claim("default")).admitted
         await counters.close()
+
+    asyncio.run(scenario())
+
+
+def test_claims_on_a_counter_that_is_not_served_leave_room_for_others() -> None:
+    class HalfDead(MemoryStore):
+        """A store of two shards, one of which is away."""
+
+        async def ready(self, name: str | None = None) -> None:
+            if name in ("dead", "dead-too"):
+                await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        counters = Counters(HalfDead(), Silence(), max_waiting=100, timeout=60)
+        await counters.open()
+        for name in ("dead", "dead-too"):
+            with suppress(Overloaded):
+                for _ in range(1000):
+                    counters.claim(name)
+        assert (await counters.claim("default")).admitted
 
     asyncio.run(scenario())
 
@@ -311,7 +459,7 @@ def test_unknown_counters_are_not_remembered() -> None:
         for number in range(100):
             with pytest.raises(NoSuchCounter):
                 await counters.claim(f"nobody-{number}")
-        assert counters._lanes == {}
+        assert counters.known() == set()
         await counters.close()
 
     asyncio.run(scenario())
@@ -324,10 +472,12 @@ def test_remembered_counters_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> No
         counters = Counters(MemoryStore(), Silence())
         await counters.open()
         for number in range(50):
-            await counters.put(f"c{number}", 5)
+            await counters.put(f"c{number}", 100)
             assert (await counters.claim(f"c{number}")).admitted
-        assert len(counters._lanes) == 10
-        assert (await counters.claim("c0")).request_count == 2
+            assert (await counters.claim("c0")).request_count == number + 2
+        # The one that was unused for longest goes first.
+        assert counters.known() == {"c0", *(f"c{number}" for number in range(41, 50))}
+        assert (await counters.claim("c1")).request_count == 2
         await counters.close()
 
     asyncio.run(scenario())

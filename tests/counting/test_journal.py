@@ -17,7 +17,7 @@ EVENTS: dict[str, tuple[Any, ...]] = {
     "unavailable": ("default", 2),
     "orphaned": ("default", 100, [(1, 1)]),
     "in_doubt": ("default", 2),
-    "lost": ("default", Seen(1, 2, 100)),
+    "lost": ("default", Seen(1, 0, 2, 100)),
     "raised": ("default", 2, 5),
     "found": ("default",),
     "failed": ("default", RuntimeError()),

@@ -11,8 +11,10 @@ from loadtests.failovers import (
     COUNTERS,
     LIMIT,
     cluster_failover,
+    killed_worker,
     lagging_replica,
     migration,
+    migration_and_failover,
     partition,
     sentinel_failover,
 )
@@ -65,6 +67,15 @@ def test_numbers_that_the_replica_confirmed_survive_a_failover_in_a_cluster(tmp_
 def test_a_slot_that_moves_during_claims_costs_none(tmp_path: Path) -> None:
     outcome = migration(tmp_path)
     assert outcome.admitted == outcome.distinct == LIMIT * len(COUNTERS)
+
+
+def test_no_worker_gives_a_number_twice_where_a_slot_moves_and_its_new_master_dies(tmp_path: Path) -> None:
+    migration_and_failover(tmp_path)
+
+
+def test_a_killed_worker_loses_no_more_than_was_in_flight(tmp_path: Path) -> None:
+    outcome = killed_worker(tmp_path)
+    assert outcome.over == 0
 
 
 def test_a_cut_off_master_admits_nothing_where_its_replica_has_to_confirm(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pythonricing.counting.counters import Counters
 from pythonricing.counting.lane import RESEND_SECONDS
 from pythonricing.counting.model import RECEIPT_SECONDS, NoSuchCounter, StateLost
 from pythonricing.stores.memory import MemoryStore
+from tests.stores.support import word
 from tests.support import Silence
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def test_a_lost_counter_that_is_deleted_while_a_batch_is_on_its_way() -> None:
         store.gate.clear()
         first = asyncio.ensure_future(counters.claim("seats"))
         await asyncio.sleep(0.01)
-        await store.put("seats", 1)
-        await store.delete("seats")
+        await store.put("seats", word(), 1)
+        await store.delete("seats", word())
         await counters.check()
         second = asyncio.ensure_future(counters.claim("seats"))
         await asyncio.sleep(0.01)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import urllib.request
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from loadtests.rig.waiting import PATIENCE, wait_until
-from pythonricing.counting.model import Answer, Batch, StoreError, StoreUnavailable
+from pythonricing.counting.model import Answer, Batch, Seen, StoreError, StoreUnavailable, Word
 from pythonricing.stores import create_store
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ async def opened(url: str, patience: float = 20.0, **options: Any) -> AsyncItera
 def batch(name: str, sequence: int, *sizes: int, **more: Any) -> Batch:
     fields = {"worker": "w", "attempt": 0, "keys": None, "seen": None, "create": None}
     return Batch(name=name, sequence=sequence, sizes=list(sizes), **{**fields, **more})
+
+
+def word(seen: Seen | None = None) -> Word:
+    """An operator's word that has time."""
+    return Word(uuid.uuid4().hex, 2**53, seen)
 
 
 async def until(condition: Callable[[], Any]) -> None:

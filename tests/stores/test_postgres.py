@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from loadtests.rig.waiting import PATIENCE, free_port, wait_until
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import (
     Batch,
+    Counter,
     NoSuchCounter,
     Seen,
     StateLost,
@@ -31,6 +32,7 @@ from pythonricing.counting.model import (
     StoreRejected,
     StoreUnavailable,
     StoreURLError,
+    Word,
 )
 from pythonricing.counting.store import trouble
 from pythonricing.serve.cli import main
@@ -38,6 +40,7 @@ from pythonricing.stores import create_store
 from pythonricing.stores.postgres import store as postgres
 from pythonricing.stores.postgres.store import CONNECTIONS, PostgresStore
 from tests.serve.commands import fails, run
+from tests.stores.support import word
 from tests.support import Silence
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
     from loadtests.rig.postgres import PostgresServer
     from loadtests.rig.service import Service
 
-SEEN = Seen(1_700_000_000_000_000, 4, 10)
+SEEN = Seen(1_700_000_000_000_000, 1, 4, 10)
 
 
 @asynccontextmanager
@@ -96,7 +99,7 @@ def guest(empty_postgres: PostgresServer) -> Iterator[str]:
 def test_sixteen_at_once_install_the_schema_once(empty_postgres: PostgresServer) -> None:
     async def first_use() -> None:
         async with opened(empty_postgres.url) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             assert trouble(store) == ""
 
     async def scenario() -> None:
@@ -128,20 +131,58 @@ def test_a_newer_schema_is_left_alone(empty_postgres: PostgresServer, tmp_path: 
     run("reset", home=tmp_path, store=empty_postgres.url)
     empty_postgres.sql("UPDATE pythonricing.installation SET version = version + 1", "SELECT")
     line = fails(tmp_path, "serve", store=empty_postgres.url, store_timeout=0.5)
-    assert "version 3, newer than this pythonricing knows (2); upgrade it" in line
+    assert "version 4, newer than this pythonricing knows (3); upgrade it" in line
 
 
-def test_an_older_schema_is_brought_up_to_date_and_keeps_the_counters(
-    empty_postgres: PostgresServer, tmp_path: Path
-) -> None:
-    run("reset", home=tmp_path, store=empty_postgres.url, limit=7)
-    # As version 1 was: its claim didn't know what a loss should do.
-    empty_postgres.sql(
-        "UPDATE pythonricing.installation SET version = 1",
-        "DROP PROCEDURE pythonricing.claim",
-        "SELECT",
-    )
-    assert run("status", home=tmp_path, store=empty_postgres.url)[1] == "default: 0 of 7\n"
+#: What matters of it: the tables, and a procedure that workers of that version call.
+VERSION_2 = """
+CREATE SCHEMA pythonricing;
+CREATE TABLE pythonricing.counter (
+  name text PRIMARY KEY, count bigint, "limit" bigint, epoch bigint NOT NULL,
+  by_operator boolean NOT NULL DEFAULT false, lost bigint, deleted_until timestamptz
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
+CREATE TABLE pythonricing.installation (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  version int NOT NULL, swept timestamptz NOT NULL DEFAULT now()
+);
+CREATE PROCEDURE pythonricing.delete(
+  patience int, counter_name text, tombstone_seconds int, OUT outcome text, OUT reply text[]
+) LANGUAGE plpgsql AS $$ BEGIN outcome := 'OK'; END $$;
+CREATE PROCEDURE pythonricing.sweep(patience int, most int, pause int, OUT outcome text, OUT reply text[])
+LANGUAGE plpgsql AS $$ BEGIN outcome := 'OK'; END $$;
+INSERT INTO pythonricing.counter VALUES
+  ('set', 4, 10, 1700000000000000, true, NULL, NULL), ('own', 4, 10, 1700000000000000, false, NULL, NULL),
+  ('lost', 3, 10, 1700000000000000, true, 7, NULL),
+  ('gone', NULL, NULL, 1700000000000000, true, NULL, now() + interval '1 day');
+INSERT INTO pythonricing.installation (version) VALUES (2);
+"""
+
+
+def test_an_older_schema_is_brought_up_to_date_and_keeps_the_counters(empty_postgres: PostgresServer) -> None:
+    empty_postgres.sql(VERSION_2, "SELECT")
+    epoch = 1_700_000_000_000_000
+    earlier = Seen(epoch - 1, 0, 2, 10)
+
+    async def scenario() -> None:
+        old = await asyncpg.connect(empty_postgres.url)
+        delete = await old.prepare("CALL pythonricing.delete(1000, 'set', 1, NULL, NULL)")
+        await delete.fetchrow()
+        async with opened(empty_postgres.url) as store:
+            assert await store.read("set", earlier) == Counter("set", 4, 10, epoch)
+            with pytest.raises(StateLost):
+                await store.read("own", earlier)
+            with pytest.raises(StateLost):
+                await store.read("lost")
+            assert (await store.put("lost", word(), None))[0] == Counter("lost", 7, 10, epoch, revision=1)
+            with pytest.raises(NoSuchCounter) as raised:
+                await store.read("gone", earlier)
+            assert raised.value.seen == Seen(epoch, 0, 0, 0, deleted=True)
+        # A worker of that version executes nothing any more: it connects anew, and is told to upgrade.
+        with pytest.raises(asyncpg.UndefinedFunctionError):
+            await delete.fetchrow()
+        await old.close()
+
+    asyncio.run(scenario())
     assert empty_postgres.sql("SELECT version FROM pythonricing.installation") == [(postgres.VERSION,)]
 
 
@@ -302,8 +343,8 @@ def test_a_deadlock_is_broken_and_the_claim_counted_once(empty_postgres: Postgre
 def test_a_locked_counter_holds_up_no_other_and_its_queue_is_left_in_time(empty_postgres: PostgresServer) -> None:
     async def scenario() -> None:
         async with opened(empty_postgres.url, patience=1.0) as store:
-            await store.put("a", 10)
-            await store.put("b", 10)
+            await store.put("a", word(), 10)
+            await store.put("b", word(), 10)
             other = await asyncpg.connect(empty_postgres.url)
             async with other.transaction():
                 await other.execute("SELECT FROM pythonricing.counter WHERE name = 'a' FOR UPDATE")
@@ -321,16 +362,39 @@ def test_a_locked_counter_holds_up_no_other_and_its_queue_is_left_in_time(empty_
     asyncio.run(scenario())
 
 
-def test_a_client_that_falls_silent_before_the_end_of_its_message_holds_no_lock(empty_postgres: PostgresServer) -> None:
-    sync = b"S\x00\x00\x00\x04"
+SYNC = b"S\x00\x00\x00\x04"
+EXECUTE = b"E\x00\x00\x00\x09\x00\x00\x00\x00\x00"
+#: Executed, and the next message is waited for.
+SILENT = "SELECT count(*) > 0 FROM pg_stat_activity WHERE state = 'active' AND wait_event = 'ClientRead'"
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(lambda store: store.claim(batch("seats", 1, sequence=9)), id="a claim"),
+        pytest.param(lambda store: store.claim(batch("seats", 1, sequence=5)), id="a batch sent again"),
+        pytest.param(lambda store: store.claim(batch("seats", 1, sequence=4)), id="a batch that is late"),
+        pytest.param(lambda store: store.claim(batch("gone", 1, sequence=9, create=None)), id="a claim on none"),
+        pytest.param(lambda store: store.claim(batch("lost", 1, sequence=9)), id="a claim on a lost one"),
+        pytest.param(lambda store: store.claim(batch("seats", 1, seen=SEEN, sequence=9)), id="a claim that marks it"),
+        pytest.param(lambda store: store.read("new", create=5), id="a read that creates"),
+        pytest.param(lambda store: store.put("seats", word(), 20), id="a word"),
+        pytest.param(lambda store: store.put("seats", Word("w", 2**53), 10), id="a word sent again"),
+        pytest.param(lambda store: store.put("seats", Word("v", 1), 10), id="a word that is late"),
+        pytest.param(lambda store: store.put("lost", word(), 10, how="configure"), id="a setting of a lost one"),
+        pytest.param(lambda store: store.put("gone", word(), None), id="a change of none"),
+        pytest.param(lambda store: store.delete("gone", word()), id="a deletion of none"),
+    ],
+)
+def test_a_client_that_falls_silent_before_the_end_of_its_message_holds_no_lock(
+    act: Callable[[PostgresStore], Any], empty_postgres: PostgresServer
+) -> None:
     holding = asyncio.Event()
-    held = asyncio.Event()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
-            if holding.is_set() and data.endswith(sync):
-                data = data.removesuffix(sync)
-                held.set()
+            if holding.is_set() and EXECUTE in data:
+                data = data.removesuffix(SYNC)
             writer.write(data)
         writer.close()
 
@@ -342,15 +406,105 @@ def test_a_client_that_falls_silent_before_the_end_of_its_message_holds_no_lock(
         async with await asyncio.start_server(between, "127.0.0.1", port := free_port()):
             url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
             async with opened(url) as store, opened(empty_postgres.url) as other:
-                await store.put("seats", 10)
+                await store.put("seats", Word("w", 2**53), 10)
+                await store.claim(batch("seats", 1, sequence=5))
+                await store.put("gone", word(), 10)
+                await store.delete("gone", word())
+                with pytest.raises(StateLost):
+                    await store.read("lost", SEEN)
                 holding.set()
-                claim = asyncio.create_task(store.claim(batch("seats", 1)))
-                await held.wait()
-                await until(empty_postgres, "SELECT count FROM pythonricing.counter", (1,))
-                assert (await other.claim(batch("seats", 1, worker="other"))).before == 1
-                claim.cancel()
+                silent = asyncio.create_task(act(store))
+                await until(empty_postgres, SILENT, (True,))
+                for name in ("seats", "gone", "lost", "new"):
+                    await other.put(name, word(), 20, how="restart")
+                silent.cancel()
 
     asyncio.run(scenario())
+
+
+# Synchronous standbys
+
+
+async def commits_wait(server: PostgresServer) -> bool:
+    connection = await asyncpg.connect(server.url)
+    warnings: list[Any] = []
+    connection.add_log_listener(lambda _, warning: warnings.append(warning))
+    await connection.execute("SET statement_timeout = 200")
+    await connection.execute("DO $$ BEGIN PERFORM pg_logical_emit_message(true, '', ''); COMMIT; END $$")
+    await connection.close()
+    return bool(warnings)
+
+
+@contextmanager
+def without_its_standby(server: PostgresServer) -> Iterator[None]:
+    """Commits wait for a standby that isn't there."""
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'gone'", "SELECT pg_reload_conf()")
+    try:
+        wait_until(lambda: asyncio.run(commits_wait(server)), "commits to wait for the standby")
+        yield
+    finally:
+        server.sql("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
+        wait_until(lambda: not asyncio.run(commits_wait(server)), "commits to wait no longer")
+
+
+def test_what_no_standby_has_confirmed_is_no_admission(
+    empty_postgres: PostgresServer, service: Callable[..., Service], tmp_path: Path
+) -> None:
+    run("reset", home=tmp_path, store=empty_postgres.url)
+    empty_postgres.sql(
+        "CREATE ROLE hasty LOGIN SUPERUSER",
+        "ALTER ROLE hasty SET statement_timeout = '500ms'",
+        "ALTER ROLE hasty SET client_min_messages = 'error'",
+        "SELECT",
+    )
+    try:
+        running = service(empty_postgres.url.replace("postgres@", "hasty@"), workers=1, wait_for="/readyz")
+        assert running.get("/")[0] == 200
+        with without_its_standby(empty_postgres):
+            assert [running.get("/")[0] for _ in range(3)] == [503] * 3
+        status, answer = running.get("/")[:2]
+        assert status == 200
+        running.stop()
+        # What was in doubt was counted at most once each.
+        assert answer["request_count"] <= 5
+        assert empty_postgres.sql("SELECT count FROM pythonricing.counter") == [(answer["request_count"],)]
+    finally:
+        empty_postgres.terminate_backends()
+        empty_postgres.sql("DROP ROLE hasty", "SELECT")
+
+
+@pytest.mark.parametrize("cut_off", ["pg_cancel_backend", "pg_terminate_backend"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(lambda store: store.claim(batch("seats", 3)), id="a batch"),
+        pytest.param(lambda store: store.put("seats", Word("w", 2**53), 20), id="a change"),
+        pytest.param(lambda store: store.delete("seats", Word("w", 2**53)), id="a deletion"),
+    ],
+)
+def test_a_wait_for_a_standby_that_is_cut_off_is_waited_anew(
+    act: Callable[[PostgresStore], Any], cut_off: str, empty_postgres: PostgresServer
+) -> None:
+    waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+    async def scenario() -> None:
+        async with opened(empty_postgres.url) as store:
+            await store.put("seats", word(), 10)
+            with ExitStack() as stack:
+                await asyncio.to_thread(stack.enter_context, without_its_standby(empty_postgres))
+                # The second time there is but the receipt to be read, which the standby may lack too.
+                for _ in range(2):
+                    acting = asyncio.ensure_future(act(store))
+                    await until(empty_postgres, f"SELECT count(*) {waiting}", (1,))
+                    await asyncio.to_thread(empty_postgres.sql, f"SELECT {cut_off}(pid) {waiting}")
+                    with pytest.raises(StoreUnavailable):
+                        await acting
+                await asyncio.to_thread(stack.close)
+            reply = await act(store)
+            assert await act(store) == reply
+
+    asyncio.run(scenario())
+    assert empty_postgres.sql("SELECT count(*) FROM pythonricing.counter WHERE count <= 3 AND revision <= 2") == [(1,)]
 
 
 def test_killing_the_service_at_any_moment_leaves_no_transaction_and_no_lock(
@@ -456,8 +610,8 @@ def test_what_has_expired_counts_no_more_even_before_it_is_removed(empty_postgre
     async def scenario() -> None:
         async with opened(empty_postgres.url) as store:
             await store.claim(batch("seats", 1, keys=["k"]))
-            await store.put("gone", 10)
-            await store.delete("gone")
+            await store.put("gone", word(), 10)
+            await store.delete("gone", word())
             await asyncio.to_thread(empty_postgres.sql, *EXPIRE[:2], "SELECT")
             assert (await store.claim(batch("seats", 1, keys=["k"]))).replays == [None]
             with pytest.raises(NoSuchCounter):
@@ -478,8 +632,8 @@ def test_expired_rows_are_removed_and_no_others(
 
     async def some(store: PostgresStore, number: int) -> None:
         await store.claim(batch(f"seats-{number}", 1, keys=["k"]))
-        await store.put(f"gone-{number}", 10)
-        await store.delete(f"gone-{number}")
+        await store.put(f"gone-{number}", word(), 10)
+        await store.delete(f"gone-{number}", word())
 
     async def scenario() -> None:
         async with opened(empty_postgres.url) as store:
@@ -492,9 +646,9 @@ def test_expired_rows_are_removed_and_no_others(
         async with opened(empty_postgres.url), other.transaction():
             for table, column in (("key", "expires"), ("receipt", "expires"), ("counter", "deleted_until")):
                 await other.execute(f"SELECT FROM pythonricing.{table} WHERE {column} < now() LIMIT 1 FOR UPDATE")
-            await until(empty_postgres, rows, (6, 6, 25 + 6))
+            await until(empty_postgres, rows, (6, 3 * 5 + 1, 25 + 6))
         async with opened(empty_postgres.url):
-            await until(empty_postgres, rows, (5, 5, 25 + 5))
+            await until(empty_postgres, rows, (5, 3 * 5, 25 + 5))
         await other.close()
 
     asyncio.run(scenario())

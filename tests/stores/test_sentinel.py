@@ -32,6 +32,7 @@ from tests.stores.support import (
     opened,
     persist,
     until,
+    word,
 )
 from tests.support import Silence
 
@@ -91,7 +92,7 @@ def test_users_and_passwords_of_servers_and_sentinels_are_apart(sentinels: Calla
 
     async def scenario() -> None:
         async with opened(f"{url}?sentinel_username=watcher&sentinel_password=watch") as store:
-            assert (await store.put("seats", 5))[1]
+            assert (await store.put("seats", word(), 5))[1]
         wrong = create_store(f"{url}?sentinel_username=watcher&sentinel_password=wrong", 1.0)
         await wrong.open()
         await until(lambda: "invalid username-password" in trouble(wrong))
@@ -143,7 +144,7 @@ def test_a_master_that_was_demoted_is_left_at_the_first_claim(sentinels: Callabl
 
     async def scenario() -> None:
         async with opened(servers.url) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             for sentinel in servers.sentinels:
                 sentinel.pause()  # nobody tells, and nobody closes a connection
             new.run("REPLICAOF", "NO", "ONE")
@@ -186,7 +187,7 @@ def test_a_master_that_still_answers_is_left_once_sentinels_name_another(
 
     async def scenario() -> None:
         async with opened(servers.url) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             for sentinel in servers.sentinels:
                 sentinel.run("SENTINEL", "REMOVE", "service")
                 sentinel.run("SENTINEL", "MONITOR", "service", "127.0.0.1", other.port, 2)
@@ -256,17 +257,17 @@ def test_what_too_few_replicas_have_is_unavailable_until_the_receipt_settles_it(
 
     async def scenario() -> None:
         async with opened(servers.url, 2.0, replicas=1) as store:
-            await persist(store, lambda: store.put("seats", 10))
+            await persist(store, lambda: store.put("seats", word(), 10))
             assert (await persist(store, lambda: store.claim(batch("seats", 1, 1)))).before == 0
             replica.pause()
             with pytest.raises(StoreUnavailable, match="0 of 1 replicas have confirmed in time"):
                 await store.claim(batch("seats", 2, 3))
             assert (await store.read("seats")).count == 4  # executed, and nobody was told that it was
             for act in (
-                store.put("seats", 20),
-                store.put("seats", None, restart=True),
-                store.configure("seats", 20),
-                store.delete("seats"),
+                store.put("seats", word(), 20),
+                store.put("seats", word(), None, how="restart"),
+                store.put("seats", word(), 20, how="configure"),
+                store.delete("seats", word()),
             ):
                 with pytest.raises(StoreUnavailable, match="0 of 1"):
                     await act
@@ -296,7 +297,7 @@ def test_a_repeated_key_alone_is_confirmed_too(sentinels: Callable[..., Sentinel
 
     async def scenario() -> None:
         async with opened(servers.url, 2.0, replicas=1) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             servers.replicas[0].pause()
             with pytest.raises(StoreUnavailable, match="0 of 1"):
                 await store.claim(batch("seats", 1, 1, keys=["order"]))
@@ -330,7 +331,7 @@ def test_two_replicas_are_not_one(sentinels: Callable[..., SentinelServers]) -> 
     async def scenario() -> None:
         async with opened(servers.url, 1.0, replicas=2) as store:
             with pytest.raises(StoreUnavailable, match="1 of 2 replicas have confirmed in time"):
-                await store.put("seats", 10)
+                await store.put("seats", word(), 10)
 
     asyncio.run(scenario())
 
@@ -343,7 +344,7 @@ def test_a_server_that_syncs_every_write_waits_for_the_disks_if_it_can(
 
     async def scenario() -> None:
         async with opened(servers.url, replicas=1) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             assert (await store.claim(batch("seats", 1, 1))).before == 0
 
     asyncio.run(scenario())
@@ -359,7 +360,7 @@ def test_a_server_that_does_not_tell_its_settings_waits_for_the_replicas(
 
     async def scenario() -> None:
         async with opened(servers.url.replace("://", "://plain:x@"), replicas=1) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
 
     asyncio.run(scenario())
     assert calls(servers.master, "waitaof") == 0
@@ -390,7 +391,7 @@ def test_a_lost_connection_fails_what_was_not_sent_yet_and_what_was_not_confirme
 
     async def scenario() -> None:
         async with opened(servers.url, 20.0, replicas=1) as store:
-            await store.put("seats", 10)
+            await store.put("seats", word(), 10)
             servers.replicas[0].pause()
             sent = asyncio.ensure_future(store.claim(batch("seats", 1, 1)))
             await asyncio.sleep(0.2)

@@ -26,16 +26,20 @@ from pythonricing.counting.model import (
     Seen,
     StateLost,
     StoreRejected,
+    StoreUnavailable,
     Verdict,
+    Word,
 )
 from pythonricing.settings import MAX_COUNT
 from pythonricing.stores import create_store
 from pythonricing.stores.redis.routes import route_to
+from tests.stores.support import word
 from tests.support import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
 
+    from pythonricing.counting.model import How
     from pythonricing.counting.store import Store
     from pythonricing.settings import OnLoss
 
@@ -112,7 +116,7 @@ class Opened:
 @pytest.fixture
 def opened(store_url: str, request: pytest.FixtureRequest) -> Iterator[Opened]:
     if store_url == "memory://" and request.node.get_closest_marker("durable"):
-        pytest.skip("memory has no older copies and no other workers")
+        pytest.skip("memory is not shared by workers")
     each = Opened(store_url)
     yield each
     each.close()
@@ -127,8 +131,8 @@ def raising(opened: Opened, store_url: str) -> Iterator[Opened]:
     each.close()
 
 
-def put(opened: Opened, limit: int, restart: bool = False) -> Any:
-    return opened.run(opened.store.put(opened.name, limit, restart=restart))
+def put(opened: Opened, limit: int | None, most: int | None = None, how: How = "change") -> Any:
+    return opened.run(opened.store.put(opened.name, word(), limit, most, how))
 
 
 def test_a_batch_is_granted_greedily_in_arrival_order_each_claim_whole_or_not_at_all(opened: Opened) -> None:
@@ -194,9 +198,9 @@ def test_a_key_twice_in_one_batch_counts_once(opened: Opened) -> None:
 def test_keys_are_forgotten_with_their_counter(opened: Opened) -> None:
     put(opened, 10)
     opened.claim(1, keys=["a"])
-    put(opened, 10, restart=True)
+    put(opened, 10, how="restart")
     assert opened.claim(1, keys=["a"]).replays == [None]
-    opened.run(opened.store.delete(opened.name))
+    opened.run(opened.store.delete(opened.name, word()))
     put(opened, 10)
     assert opened.claim(1, keys=["a"]).replays == [None]
 
@@ -227,9 +231,9 @@ def test_a_missing_counter_is_created_only_where_a_limit_is_given(opened: Opened
         with pytest.raises(NoSuchCounter):
             opened.run(attempt)
     with pytest.raises(NoSuchCounter):
-        opened.run(opened.store.put(opened.name, None, restart=True))
+        opened.run(opened.store.put(opened.name, word(), None, how="restart"))
     with pytest.raises(NoSuchCounter):
-        opened.run(opened.store.delete(opened.name))
+        opened.run(opened.store.delete(opened.name, word()))
     assert opened.claim(1, create=7).limit == 7
     assert opened.claim(1, create=9).limit == 7
 
@@ -253,29 +257,29 @@ def test_a_limit_below_the_count_refuses_and_takes_nothing_back(opened: Opened) 
 def test_restarting_counts_from_zero_in_a_later_epoch(opened: Opened) -> None:
     before, _ = put(opened, 10)
     opened.claim(4)
-    after, created = opened.run(opened.store.put(opened.name, None, restart=True))
+    after, created = opened.run(opened.store.put(opened.name, word(), None, how="restart"))
     assert (after.count, after.limit, created) == (0, 10, False)
     assert after.epoch > before.epoch
 
 
 def test_configuring_sets_the_limit_and_keeps_the_count(opened: Opened) -> None:
-    opened.run(opened.store.configure(opened.name, 5))
+    opened.run(opened.store.put(opened.name, word(), 5, how="configure"))
     opened.claim(2)
-    opened.run(opened.store.configure(opened.name, 9))
+    opened.run(opened.store.put(opened.name, word(), 9, how="configure"))
     counter = opened.run(opened.store.read(opened.name))
     assert (counter.count, counter.limit) == (2, 9)
 
 
 def seen(opened: Opened) -> Seen:
     counter = opened.run(opened.store.read(opened.name))
-    return Seen(counter.epoch, counter.count, counter.limit)
+    return Seen(counter.epoch, counter.revision, counter.count, counter.limit, counter.most)
 
 
 def test_a_deleted_counter_is_no_loss(opened: Opened) -> None:
     put(opened, 10)
     opened.claim(4)
     known = seen(opened)
-    opened.run(opened.store.delete(opened.name))
+    opened.run(opened.store.delete(opened.name, word()))
     with pytest.raises(NoSuchCounter):
         opened.claim(1, seen=known)
     assert opened.claim(1, seen=known, create=10).before == 0
@@ -286,58 +290,54 @@ def test_a_counter_that_an_operator_started_over_is_no_loss(opened: Opened) -> N
     put(opened, 10)
     opened.claim(4)
     known = seen(opened)
-    put(opened, 10, restart=True)
+    put(opened, 10, how="restart")
     assert opened.claim(1, seen=known).before == 0
 
 
-@pytest.mark.durable
 def test_a_counter_that_is_gone_is_lost_for_every_worker_until_an_operator_sets_it(opened: Opened) -> None:
     with pytest.raises(StateLost):
-        opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10), create=10)
+        opened.claim(1, seen=Seen(1_700_000_000_000_000, 1, 4, 10), create=10)
     for attempt in (
         opened.store.claim(opened.batch(1, create=10)),
         opened.store.read(opened.name),
-        opened.store.configure(opened.name, 10),
+        opened.store.put(opened.name, word(), 10, how="configure"),
     ):
         with pytest.raises(StateLost):
             opened.run(attempt)
-    counter, _ = opened.run(opened.store.put(opened.name, None, restart=True))
+    counter, _ = opened.run(opened.store.put(opened.name, word(), None, how="restart"))
     assert (counter.count, counter.limit) == (0, 10)
-    assert opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10)).before == 0
+    assert opened.claim(1, seen=Seen(1_700_000_000_000_000, 1, 4, 10)).before == 0
 
 
-@pytest.mark.durable
 def test_an_older_count_of_the_same_epoch_is_a_loss_and_nothing_is_counted(opened: Opened) -> None:
     put(opened, 10)
     opened.claim(4)
     now = seen(opened)
     with pytest.raises(StateLost):
-        opened.claim(1, seen=Seen(now.epoch, 5, 10))
+        opened.claim(1, seen=Seen(now.epoch, now.revision, 5, 10))
     counter, created = put(opened, 10)
     assert (counter.count, created) == (5, False)  # the highest count that is known: nothing is handed out again
-    assert counter.epoch > now.epoch
-    assert opened.claim(1, seen=Seen(now.epoch, 5, 10)).before == 5
+    assert (counter.epoch, counter.revision) == (now.epoch, now.revision + 1)
+    assert opened.claim(1, seen=Seen(now.epoch, now.revision, 5, 10)).before == 5
 
 
-@pytest.mark.durable
 def test_an_earlier_epoch_is_a_loss_whoever_made_it(opened: Opened) -> None:
     put(opened, 10)
     now = seen(opened)
     with pytest.raises(StateLost):
-        opened.claim(1, seen=Seen(now.epoch + 1, 0, 10))
+        opened.claim(1, seen=Seen(now.epoch + 1, 1, 0, 10))
 
 
-@pytest.mark.durable
 def test_a_counter_that_came_back_by_itself_with_a_lower_count_is_a_loss(opened: Opened) -> None:
     opened.claim(2, create=10)
     now = seen(opened)
     with pytest.raises(StateLost):
-        opened.claim(1, seen=Seen(now.epoch - 1, 3, 10))
+        opened.claim(1, seen=Seen(now.epoch - 1, 0, 3, 10))
 
 
 def test_reading_notices_a_loss_too(opened: Opened) -> None:
     with pytest.raises(StateLost):
-        opened.run(opened.store.read(opened.name, Seen(1_700_000_000_000_000, 4, 10)))
+        opened.run(opened.store.read(opened.name, Seen(1_700_000_000_000_000, 1, 4, 10)))
 
 
 def listed(opened: Opened) -> dict[str, Any]:
@@ -348,7 +348,7 @@ def test_browsing_shows_what_is_there(opened: Opened) -> None:
     put(opened, 10)
     opened.claim(4)
     assert listed(opened)[opened.name] == opened.run(opened.store.read(opened.name))
-    opened.run(opened.store.delete(opened.name))
+    opened.run(opened.store.delete(opened.name, word()))
     assert opened.name not in listed(opened)
     put(opened, 10)
     assert opened.name in listed(opened)
@@ -356,65 +356,60 @@ def test_browsing_shows_what_is_there(opened: Opened) -> None:
 
 def test_browsing_is_by_name_and_bounded(opened: Opened) -> None:
     for name in ("b", "a", "c"):
-        opened.run(opened.store.put(f"!{name}", 1))
+        opened.run(opened.store.put(f"!{name}", word(), 1))
     assert [counter.name for counter in opened.run(opened.store.browse(2))] == ["!a", "!b"]
     for name in ("a", "b", "c"):
-        opened.run(opened.store.delete(f"!{name}"))
+        opened.run(opened.store.delete(f"!{name}", word()))
 
 
-@pytest.mark.durable
 def test_browsing_shows_lost_counters_as_lost(opened: Opened) -> None:
     with pytest.raises(StateLost):
-        opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10), create=10)
+        opened.claim(1, seen=Seen(1_700_000_000_000_000, 1, 4, 10), create=10)
     assert listed(opened)[opened.name].lost
-    put(opened, 10, restart=True)
+    put(opened, 10, how="restart")
     assert not listed(opened)[opened.name].lost
 
 
 def test_a_counter_that_is_gone_is_restored_as_it_was_seen(raising: Opened) -> None:
-    known = Seen(1_700_000_000_000_000, 4, 10)
+    known = Seen(1_700_000_000_000_000, 1, 4, 10)
     verdict = raising.claim(1, 2, seen=known, create=7)
     assert (verdict.epoch, verdict.before, verdict.limit) == (known.epoch, 4, 10)
     assert raising.count() == 7
 
 
-@pytest.mark.durable
 def test_restoring_a_counter_is_told_once(raising: Opened) -> None:
-    known = Seen(1_700_000_000_000_000, 4, 10)
+    known = Seen(1_700_000_000_000_000, 1, 4, 10)
     assert raising.claim(1, seen=known, keys=["a"]).raised == 0
     verdict = raising.claim(1, seen=known, keys=["a"])
     assert (verdict.raised, verdict.replays) == (None, [Replay(1, 5, 10, True)])
 
 
-@pytest.mark.durable
 def test_an_older_count_is_raised_to_the_one_that_was_seen(raising: Opened) -> None:
     put(raising, 10)
     raising.claim(4)
     put(raising, 20)
     now = seen(raising)
-    counter = raising.run(raising.store.read(raising.name, Seen(now.epoch, 7, 10)))
+    counter = raising.run(raising.store.read(raising.name, Seen(now.epoch, now.revision, 7, 10)))
     assert (counter.count, counter.limit, counter.epoch, counter.raised) == (7, 20, now.epoch, 4)
-    verdict = raising.claim(1, 1, seen=Seen(now.epoch, 9, 10), keys=["a", None])
+    verdict = raising.claim(1, 1, seen=Seen(now.epoch, now.revision, 9, 10), keys=["a", None])
     assert (verdict.before, verdict.raised, verdict.replays) == (9, 7, [None])
     assert raising.count() == 11
-    assert raising.claim(1, seen=Seen(now.epoch, 9, 10)).raised is None
+    assert raising.claim(1, seen=Seen(now.epoch, now.revision, 9, 10)).raised is None
 
 
-@pytest.mark.durable
 def test_an_earlier_epoch_becomes_the_one_that_was_seen(raising: Opened) -> None:
     put(raising, 10)
     raising.claim(4)
     epoch = seen(raising).epoch + 1
-    verdict = raising.claim(1, seen=Seen(epoch, 2, 5))
+    verdict = raising.claim(1, seen=Seen(epoch, 1, 2, 5))
     assert (verdict.epoch, verdict.before, verdict.limit, verdict.raised) == (epoch, 2, 5, 4)
 
 
-@pytest.mark.durable
 def test_an_epoch_that_began_by_itself_is_raised_to_what_was_given_before(raising: Opened) -> None:
     raising.claim(2, create=10)
     now = seen(raising)
-    assert raising.claim(1, seen=Seen(now.epoch - 1, 2, 10)).raised is None
-    verdict = raising.claim(1, seen=Seen(now.epoch - 1, 6, 10))
+    assert raising.claim(1, seen=Seen(now.epoch - 1, 0, 2, 10)).raised == 2
+    verdict = raising.claim(1, seen=Seen(now.epoch - 1, 0, 6, 10))
     assert (verdict.epoch, verdict.before, verdict.raised) == (now.epoch, 6, 3)
 
 
@@ -422,9 +417,9 @@ def test_what_an_operator_did_is_not_raised(raising: Opened) -> None:
     put(raising, 10)
     raising.claim(4)
     known = seen(raising)
-    put(raising, 10, restart=True)
+    put(raising, 10, how="restart")
     assert (raising.claim(1, seen=known).before, raising.count()) == (0, 1)
-    raising.run(raising.store.delete(raising.name))
+    raising.run(raising.store.delete(raising.name, word()))
     with pytest.raises(NoSuchCounter):
         raising.claim(1, seen=known)
     assert raising.claim(1, seen=known, create=10).before == 0
@@ -438,26 +433,145 @@ def test_a_counter_marked_as_lost_counts_on_from_what_is_known_once_raising_is_a
     opened.claim(4)
     epoch = seen(opened).epoch
     with pytest.raises(StateLost):
-        opened.claim(1, seen=Seen(epoch, 6, 10))
-    verdict = raising.claim(1, worker="v", seen=Seen(epoch, 5, 10))
-    assert (verdict.epoch, verdict.before, verdict.raised) == (epoch, 6, 4)
+        opened.claim(1, seen=Seen(epoch, 1, 6, 10))
+    verdict = raising.claim(1, worker="v", seen=Seen(epoch, 1, 5, 10))
+    assert (verdict.epoch, verdict.before, verdict.raised) == (epoch, 6, 6)
     assert opened.count() == 7
 
 
 @pytest.mark.durable
 def test_a_lost_counter_is_raised_by_a_worker_that_has_seen_nothing_too(opened: Opened, raising: Opened) -> None:
     with pytest.raises(StateLost):
-        opened.claim(1, seen=Seen(1_700_000_000_000_000, 4, 10))
+        opened.claim(1, seen=Seen(1_700_000_000_000_000, 1, 4, 10))
     assert raising.claim(1, worker="v").before == 4
 
 
-@pytest.mark.durable
 def test_a_batch_that_raised_the_count_gets_its_first_answer_again(raising: Opened) -> None:
     put(raising, 10)
-    batch = raising.batch(1, keys=["a"], seen=Seen(seen(raising).epoch, 3, 10))
+    batch = raising.batch(1, keys=["a"], seen=Seen(seen(raising).epoch, 1, 3, 10))
     first = raising.run(raising.store.claim(batch))
     again = raising.run(raising.store.claim(batch))
     assert (again.before, again.replays, raising.count()) == (first.before, first.replays, 4)
+
+
+def test_a_word_sent_again_is_executed_once_and_gets_its_first_answer(opened: Opened) -> None:
+    first, again = word(), word()
+    reply = opened.run(opened.store.put(opened.name, first, 10))
+    opened.claim(4)
+    put(opened, 20)
+    assert opened.run(opened.store.put(opened.name, first, 10)) == reply
+    deletion = opened.run(opened.store.delete(opened.name, again))
+    put(opened, 30)
+    assert opened.run(opened.store.delete(opened.name, again)) == deletion
+    assert opened.run(opened.store.read(opened.name)).limit == 30
+
+
+def test_a_word_that_comes_too_late_has_no_effect(opened: Opened) -> None:
+    put(opened, 10)
+    late = Word("late", opened.run(opened.store.clock(opened.name)) - 1)
+    for act in (
+        opened.store.put(opened.name, late, 20),
+        opened.store.put(opened.name, late, 20, how="restart"),
+        opened.store.put(opened.name, late, 20, how="configure"),
+        opened.store.delete(opened.name, late),
+    ):
+        with pytest.raises(StoreUnavailable, match="too late"):
+            opened.run(act)
+    assert opened.run(opened.store.read(opened.name)).limit == 10
+
+
+def test_a_word_that_was_in_time_is_repeated_even_late(opened: Opened) -> None:
+    reply = opened.run(opened.store.put(opened.name, Word("w", 2**53), 10))
+    assert opened.run(opened.store.put(opened.name, Word("w", 1), 10)) == reply
+
+
+def test_the_clock_is_that_of_epochs(opened: Opened) -> None:
+    before = opened.run(opened.store.clock(opened.name))
+    epoch = put(opened, 10)[0].epoch
+    assert before <= epoch <= opened.run(opened.store.clock(opened.name))
+
+
+def test_every_change_but_a_claim_makes_the_revision_greater(opened: Opened) -> None:
+    revisions = [put(opened, 10)[0].revision]
+    assert opened.claim(4).revision == revisions[0]
+    revisions += [
+        put(opened, 20)[0].revision,
+        put(opened, 20, most=2)[0].revision,
+        put(opened, None, None, "restart")[0].revision,
+    ]
+    revisions += [opened.run(opened.store.delete(opened.name, word())).revision, put(opened, 10)[0].revision]
+    assert revisions == [1, 2, 3, 4, 5, 6]
+    assert put(opened, 10)[0].revision == 6
+
+
+def test_a_claim_above_the_largest_takes_nothing_and_uses_no_key(opened: Opened) -> None:
+    put(opened, 10, most=2)
+    verdict = opened.claim(3, 2, 3, keys=["a", "b", None])
+    assert (verdict.most, verdict.replays, opened.count()) == (2, [None, None], 2)
+    put(opened, 10, most=0)
+    assert opened.claim(3, keys=["a"]).replays == [None]
+    assert opened.count() == 5
+
+
+def test_a_limit_of_an_older_copy_is_a_loss(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    now = seen(opened)
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(now.epoch, now.revision + 1, 4, 4))
+    assert put(opened, None)[0].limit == 4  # that of the greatest revision
+
+
+def test_a_deletion_that_an_older_copy_lacks_is_a_loss(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    now = seen(opened)
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(now.epoch, now.revision + 1, 0, 0, deleted=True))
+    assert put(opened, 10) == (opened.run(opened.store.read(opened.name)), True)
+    assert opened.claim(1).before == 0
+
+
+def test_a_put_that_is_the_first_to_notice_a_loss_ends_none(opened: Opened) -> None:
+    known = Seen(1_700_000_000_000_000, 1, 80, 100)
+    with pytest.raises(StateLost):
+        opened.run(opened.store.put(opened.name, word(known), 100))
+    counter, created = opened.run(opened.store.put(opened.name, word(known), 100))
+    assert (counter.count, counter.epoch, created) == (80, known.epoch, False)
+
+
+def test_what_is_lost_is_the_highest_that_any_worker_tells(opened: Opened) -> None:
+    put(opened, 100)
+    now = seen(opened)
+    for count in (16, 36, 20):
+        with pytest.raises(StateLost):
+            opened.claim(1, seen=Seen(now.epoch, now.revision, count, 100))
+    assert put(opened, 100)[0].count == 36
+
+
+def test_setting_a_lost_counter_keeps_its_keys(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(1, keys=["a"])
+    now = seen(opened)
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(now.epoch, now.revision, 5, 10))
+    put(opened, 10)
+    assert opened.claim(1, keys=["a"]).replays == [Replay(1, 1, 10, True)]
+
+
+def test_a_counter_that_is_not_there_tells_its_deletion(opened: Opened) -> None:
+    put(opened, 10)
+    deletion = opened.run(opened.store.delete(opened.name, word()))
+    for act in (
+        opened.store.claim(opened.batch(1)),
+        opened.store.read(opened.name),
+        opened.store.put(opened.name, word(), None),
+        opened.store.put(opened.name, word(), None, how="restart"),
+        opened.store.delete(opened.name, word()),
+    ):
+        with pytest.raises(NoSuchCounter) as raised:
+            opened.run(act)
+        assert raised.value.seen == deletion
 
 
 class CounterModel(RuleBasedStateMachine):
@@ -604,7 +718,7 @@ class LossModel(RuleBasedStateMachine):
 
     @rule(worker=st.integers(0, 1), size=st.integers(1, 20))
     def claim(self, worker: int, size: int) -> None:
-        known = Seen(self.epoch, self.seen[worker], 1000)
+        known = Seen(self.epoch, 1, self.seen[worker], 1000)
         verdict = self.opened.claim(size, worker=str(worker), seen=known)
         raised = self.count if self.seen[worker] > self.count else None
         self.count = max(self.count, self.seen[worker])

@@ -22,6 +22,7 @@ from pythonricing.counting.counters import Counters
 from pythonricing.stores.memory import MemoryStore
 from pythonricing.telemetry.metrics import MAX_LABELS, OTHER, Metrics
 from pythonricing.telemetry.writer import Writer
+from tests.stores.support import word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -260,7 +261,7 @@ def test_labels_are_bounded_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyP
         counters = Counters(store, metrics)
         await counters.open()
         for number in range(MAX_LABELS + 50):
-            await store.put(f"c{number}", 10)
+            await store.put(f"c{number}", word(), 10)
             await counters.claim(f"c{number}")
         for number in range(MAX_LABELS + 50):
             await counters.claim(f"c{number}")

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests.rig.clients import Client
-from tests.web.support import ADMIN, TOKEN, count, raw
+from tests.web.support import ADMIN, TOKEN, count, exchange, raw
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadtests.rig.redis import RedisServer
     from loadtests.rig.service import Service
 
@@ -107,3 +109,55 @@ def test_a_halted_counter_is_refused_from_memory_for_a_while_only(empty_valkey: 
     assert running.get("/")[0] == 429
     assert running.get("/counters/default", "PUT", b'{"limit": 5}', **ADMIN)[0] == 200
     assert running.get("/")[0] == 200
+
+
+@pytest.mark.parametrize("name", [".", "..", "%2e%2e"])
+def test_names_that_clients_resolve_away_are_no_counters(api: Service, name: str) -> None:
+    assert raw(api, "POST", f"/counters/{name}")[0] in (404, 400)
+    assert raw(api, "PUT", f"/counters/{name}", f"Authorization: Bearer {TOKEN}", "Content-Length: 0")[0] in (404, 422)
+
+
+def test_a_page_of_another_site_claims_nothing(api: Service, name: str) -> None:
+    for headers in ({}, {"Origin": "https://evil.example"}):
+        status, problem = api.get(f"/counters/{name}", "POST", Sec_Fetch_Site="cross-site", **headers)
+        assert (status, problem["title"]) == (403, "Forbidden")
+    assert count(api, name) == 0
+    for site in ("same-origin", "same-site", "none"):
+        assert api.get(f"/counters/{name}", "POST", Sec_Fetch_Site=site)[0] == 200
+
+
+def test_pages_of_allowed_origins_claim_and_read_the_answer(
+    empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    running = service(empty_valkey.url, "/readyz", allowed_origins="https://shop.example, https://b.example")
+    allowed = ("Sec-Fetch-Site: cross-site", "Origin: https://shop.example")
+    status, headers, _ = raw(running, "POST", "/", *allowed)
+    assert (status, headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    status, headers, _ = raw(running, "OPTIONS", "/counters/a", *allowed, "Access-Control-Request-Method: POST")
+    assert (status, headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    assert raw(running, "POST", "/", "Sec-Fetch-Site: cross-site", "Origin: https://evil.example")[0] == 403
+    assert count(running) == 1
+
+
+def test_a_claim_above_the_largest_claim_of_its_counter_is_422(api: Service, name: str) -> None:
+    path = f"/counters/{name}"
+    status, body = api.get(path, "PUT", b'{"limit": 99, "most": 10}', **ADMIN)
+    assert (status, body["most"]) == (200, 10)
+    status, problem = api.get(f"{path}?n=11", "POST")
+    assert (status, problem["detail"]) == (422, f"a claim on counter {name} takes at most 10")
+    assert api.get(f"{path}?n=10", "POST") == (200, {"request_count": 10, "limit": 99})
+    assert "most" not in api.get(path, "PUT", b'{"limit": 99}', **ADMIN)[1]
+    assert api.get(f"{path}?n=11", "POST")[0] == 200
+
+
+@pytest.mark.parametrize("most", ["0", "-1", "1.5", '"x"', "9007199254740992"])
+def test_a_bad_largest_claim_is_422_and_changes_nothing(api: Service, name: str, most: str) -> None:
+    assert api.get(f"/counters/{name}", "PUT", f'{{"limit": 5, "most": {most}}}'.encode(), **ADMIN)[0] == 422
+    assert api.get(f"/counters/{name}")[1]["limit"] == 10
+
+
+def test_a_body_that_never_comes_is_given_up(api: Service, name: str) -> None:
+    head = f"POST /counters/{name} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    status, _, _ = exchange(api, head.encode())  # and then nothing
+    assert status == 408
+    assert count(api, name) == 0

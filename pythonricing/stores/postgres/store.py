@@ -21,10 +21,12 @@ import asyncpg
 from pythonricing.counting.model import (
     KEY_SECONDS,
     RECEIPT_SECONDS,
+    REFUSED_KEY_SECONDS,
     TOMBSTONE_SECONDS,
     Counter,
     NoSuchCounter,
     Replay,
+    Seen,
     Server,
     StateLost,
     StoreError,
@@ -38,12 +40,12 @@ from pythonricing.stores.link import Link, stop
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import Batch, Seen
+    from pythonricing.counting.model import Batch, How, Word
     from pythonricing.settings import OnLoss
 
 SCHEMA = resources.files(__package__).joinpath("schema.sql").read_text()
 #: The version of the schema that this code speaks; schema.sql ends with it.
-VERSION = 2
+VERSION = 3
 #: Connections that a worker opens at most.
 CONNECTIONS = 4
 #: Seconds after which a worker looks for expired rows; one worker finds them, the others find nothing to do.
@@ -54,17 +56,17 @@ SWEEP_ROWS = 1000
 CHECK = "SELECT version, pg_backend_pid() AS pid FROM pythonricing.installation"
 # Numbers travel in arrays of text: asyncpg knows text[] by itself, and would ask each new connection what bigint[] is.
 CLAIM = (
-    "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, "
-    "$13::text[]::bigint[], $14::text[]::bigint[], $15, NULL, NULL)"
+    "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, "
+    "$18::text[]::bigint[], $19::text[]::bigint[], $20, NULL, NULL)"
 )
-PUT = "CALL pythonricing.put($1, $2, $3, $4, NULL, NULL)"
-DELETE = "CALL pythonricing.delete($1, $2, $3, NULL, NULL)"
+PUT = "CALL pythonricing.put($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, NULL, NULL)"
+DELETE = "CALL pythonricing.delete($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, NULL, NULL)"
+CLOCK = "SELECT pythonricing.clock() AS clock"
 BROWSE = """
 SELECT array_agg(name) AS names, array_agg(count) AS counts, array_agg("limit") AS limits, array_agg(epoch) AS epochs,
-  array_agg(lost) AS lost
+  array_agg(lost) AS lost, array_agg(revision) AS revisions, array_agg(most) AS mosts
 FROM (
-  SELECT name, coalesce(count, 0) AS count, coalesce("limit", 0) AS "limit", epoch, lost IS NOT NULL AS lost
-  FROM pythonricing.counter WHERE count IS NOT NULL OR lost IS NOT NULL ORDER BY name COLLATE "C" LIMIT $1::bigint
+  SELECT * FROM pythonricing.counter WHERE deleted_until IS NULL OR lost ORDER BY name COLLATE "C" LIMIT $1::bigint
 ) AS first
 """
 SWEEP = "CALL pythonricing.sweep($1, $2, $3, NULL, NULL)"
@@ -75,6 +77,9 @@ PASSING_ERRORS = ("08", "40", "53300", "55P03", "57")
 #: Those after which another connection may find a better server, or install the schema that is gone: a standby,
 #: an unknown procedure, schema or table.
 LEAVING_ERRORS = ("25006", "42883", "3F000", "42P01")
+#: Where PostgreSQL warns that it no longer waits for a synchronous standby to have what was committed; its SQLSTATE
+#: is that of any warning (01000), and its text is translated.
+UNCONFIRMED = "SyncRepWaitForLSN"
 
 
 class Session:
@@ -84,6 +89,8 @@ class Session:
         self._connection = connection
         self._claim = claim
         self._timeout = timeout
+        self._unconfirmed = False
+        connection.add_log_listener(self._warned)
 
     @property
     def closed(self) -> bool:
@@ -95,10 +102,12 @@ class Session:
     async def run(self, statement: str, arguments: Sequence[object]) -> Any:
         """Run a statement and return its first row."""
         watchdog = asyncio.get_running_loop().call_later(self._timeout, self.close)
+        self._unconfirmed = False
         try:
             if statement is CLAIM and self._claim is not None:
-                return await self._claim.fetchrow(*arguments)
-            return await self._connection.fetchrow(statement, *arguments)
+                row = await self._claim.fetchrow(*arguments)
+            else:
+                row = await self._connection.fetchrow(statement, *arguments)
         except asyncpg.PostgresError as error:
             raise self._translated(error) from None
         except Exception as error:
@@ -110,6 +119,15 @@ class Session:
             raise
         finally:
             watchdog.cancel()
+        if self._unconfirmed:
+            # Sent again, it finds its receipt, and its commit waits for the standby anew.
+            raise StoreUnavailable("PostgreSQL no longer waited for its synchronous standby")
+        return row
+
+    def _warned(self, _: object, warning: Any) -> None:
+        # Comes before the reply to the command.
+        if warning.server_source_function == UNCONFIRMED:
+            self._unconfirmed = True
 
     def _translated(self, error: asyncpg.PostgresError) -> StoreError:
         state = str(error.sqlstate)
@@ -177,32 +195,38 @@ class PostgresStore:
             runs = [(sum(1 for _ in run), size, None) for size, run in groupby(batch.sizes)]
         else:
             runs = [(1, size, key) for size, key in zip(batch.sizes, batch.keys, strict=True)]
-        (attempt, epoch, limit, before, *records), raised = await self._claim(
+        attempt, epoch, revision, limit, most, before, raised, *records = await self._claim(
             batch.name, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, runs
         )
         replays = [
             Replay(size, count, limit_then, bool(admitted)) if size else None
             for size, count, limit_then, admitted in zip(*[iter(records)] * 4, strict=True)
         ]
-        return Verdict(attempt, epoch, limit, before, replays, raised)
+        return Verdict(attempt, epoch, revision, limit, most, before, replays, raised)
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
-        (_, epoch, limit, count), raised = await self._claim(name, "", 0, 0, seen, create, [])
-        return Counter(name, count, limit, epoch, raised=raised)
+        _, epoch, revision, limit, most, count, raised = await self._claim(name, "", 0, 0, seen, create, [])
+        return Counter(name, count, limit, epoch, False, revision, most, raised)
 
-    async def put(self, name: str, limit: int | None, *, restart: bool = False) -> tuple[Counter, bool]:
-        created, epoch, stored, count = (await self._call(PUT, name, limit, "restart" if restart else "change"))[0]
-        return Counter(name, count, stored, epoch), bool(created)
+    async def clock(self, name: str) -> int:
+        return int((await self._run(CLOCK))["clock"])
 
-    async def configure(self, name: str, limit: int) -> None:
-        await self._call(PUT, name, limit, "configure")
+    async def put(
+        self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
+    ) -> tuple[Counter, bool]:
+        options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS, limit, most, how, self._on_loss)
+        created, epoch, revision, stored, stored_most, count, raised = await self._call(
+            PUT, name, word.id, word.not_after, *options, *_columns(word.seen)
+        )
+        return Counter(name, count, stored, epoch, False, revision, stored_most, raised), bool(created)
 
-    async def delete(self, name: str) -> None:
-        await self._call(DELETE, name, TOMBSTONE_SECONDS)
+    async def delete(self, name: str, word: Word) -> Seen:
+        options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS)
+        return _deletion(*await self._call(DELETE, name, word.id, word.not_after, *options, *_columns(word.seen)))
 
     async def browse(self, limit: int) -> list[Counter]:
         row = await self._run(BROWSE, limit)
-        columns = (row["names"], row["counts"], row["limits"], row["epochs"], row["lost"])
+        columns = [row[column] for column in ("names", "counts", "limits", "epochs", "lost", "revisions", "mosts")]
         return [Counter(*each) for each in zip(*(column or () for column in columns), strict=True)]
 
     async def _claim(
@@ -214,13 +238,13 @@ class PostgresStore:
         seen: Seen | None,
         create: int | None,
         runs: list[tuple[int, int, str | None]],
-    ) -> tuple[list[int], int | None]:
-        known = (None, None, None) if seen is None else (seen.epoch, seen.count, seen.limit)
+    ) -> list[Any]:
         times = [str(times) for times, _, _ in runs]
         sizes = [str(size) for _, size, _ in runs]
         keys = [key for _, _, key in runs]
-        options = (RECEIPT_SECONDS, KEY_SECONDS, create, *known, self._on_loss)
-        return await self._call(CLAIM, name, worker, sequence, attempt, *options, times, sizes, keys)
+        options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS, KEY_SECONDS, REFUSED_KEY_SECONDS, create, self._on_loss)
+        known = _columns(seen)
+        return await self._call(CLAIM, name, worker, sequence, attempt, *options, *known, times, sizes, keys)
 
     async def _run(self, statement: str, *arguments: object) -> Any:
         """Run a statement on an idle session; open another one if all are at work."""
@@ -231,18 +255,20 @@ class PostgresStore:
             if not session.closed:
                 self._idle.put_nowait(session)
 
-    async def _call(self, statement: str, *arguments: object) -> tuple[list[int], int | None]:
-        """Run a procedure. Returns its reply and, if it raised the count, the one before."""
+    async def _call(self, statement: str, *arguments: object) -> list[Any]:
+        """Run a procedure. Returns its reply: integers, and None for what there isn't."""
         row = await self._run(statement, self._patience, *arguments)
-        outcome, _, raised = row["outcome"].partition(" ")
-        match outcome:
+        reply = [word and int(word) for word in row["reply"] or ()]
+        match row["outcome"]:
             case "MISSING":
-                raise NoSuchCounter(arguments[0])
+                raise NoSuchCounter(str(arguments[0]), _deletion(*reply) if reply else None)
             case "LOST":
                 raise StateLost(arguments[0])
             case "STALE":
                 raise StoreRejected("a later batch of this worker was executed before this one")
-        return [int(word) for word in row["reply"] or ()], int(raised) if raised else None
+            case "LATE":
+                raise StoreUnavailable("the word came too late")
+        return reply
 
     async def _session(self) -> Session:
         """An idle session. Raises StoreUnavailable if none comes free in time; nothing was sent then."""
@@ -263,7 +289,7 @@ class PostgresStore:
             await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))
             with contextlib.suppress(StoreError):
                 await self.ready()
-                while (await self._call(SWEEP, SWEEP_ROWS, SWEEP_SECONDS))[0] != [0]:
+                while await self._call(SWEEP, SWEEP_ROWS, SWEEP_SECONDS) != [0]:
                     pass
 
     async def _connect(self, link: int) -> Session:
@@ -293,6 +319,16 @@ class PostgresStore:
         self._idle.put_nowait(session)
         self._connected.set()
         return session
+
+
+def _columns(seen: Seen | None) -> tuple[int | None, ...]:
+    if seen is None:
+        return (None,) * 6
+    return seen.epoch, seen.revision, seen.count, seen.limit, seen.most, seen.deleted
+
+
+def _deletion(epoch: int, revision: int) -> Seen:
+    return Seen(epoch, revision, 0, 0, deleted=True)
 
 
 async def _prepare(connection: Any) -> Any:

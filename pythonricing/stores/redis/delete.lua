@@ -1,14 +1,29 @@
--- Forget a counter, and leave a tombstone that tells deletion from loss.
+-- Forget a counter, and leave a tombstone that tells deletion from loss: once, however often it is sent. Begins with
+-- counter.lua.
 --
--- KEYS[1]  the counter (see claim.lua)
--- ARGV[1]  seconds the tombstone is kept
+-- KEYS[2]  the receipt of this word of an operator: its reply
+-- ARGV[9]  the moment after which it has no effect, in microseconds of this server's clock
+-- ARGV[10] seconds a receipt is kept
 --
--- Replies OK or MISSING.
+-- Replies "epoch revision" of the deletion; or LATE, or MISSING with that of an earlier one if it is known.
 
-if redis.call('HEXISTS', KEYS[1], 'count') == 0 then
-  return 'MISSING'
+local receipt = redis.call('GET', KEYS[2])
+if receipt then
+  redis.call('EXPIRE', KEYS[2], ARGV[10])
+  return receipt
 end
-redis.call('HSET', KEYS[1], 'deleted', 1)
-redis.call('HDEL', KEYS[1], 'count', 'limit', 'origin', 'lost')
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-return 'OK'
+local now = redis.call('TIME')
+if tonumber(now[1]) * 1000000 + tonumber(now[2]) > tonumber(ARGV[9]) then
+  return 'LATE'
+end
+
+reconcile()
+if (deleted or not count) and not lost then
+  return missing()
+end
+count, limit, most, base, revision = 0, 0, 0, ALL, revision + 1
+lost, deleted = false, true
+save()
+local reply = digits(epoch) .. ' ' .. digits(revision)
+redis.call('SET', KEYS[2], reply, 'EX', ARGV[10])
+return reply

@@ -1,41 +1,58 @@
--- Create a counter, change its limit, or start it over.
+-- Create a counter, change its limit, or start it over: once, however often it is sent. Begins with counter.lua.
 --
--- KEYS[1]  the counter (see claim.lua)
--- ARGV[1]  limit, or '' to keep the one it has
--- ARGV[2]  what it is: "change" keeps the count (of a lost counter the highest that is known) and "restart" sets it to
---          0, both an operator's word that ends the state of a lost counter; "configure" is the settings' word, which
---          leaves a lost counter lost
+-- KEYS[2]  the receipt of this word of an operator: its reply
+-- ARGV[9]  the moment after which it has no effect, in microseconds of this server's clock
+-- ARGV[10] seconds a receipt is kept
+-- ARGV[11] limit, or '' to keep the one it has
+-- ARGV[12] the largest claim, 0 for no bound, or '' to keep what it has
+-- ARGV[13] what it is: "change" keeps the count and ends the state of a lost counter, but not of one of which nobody
+--          knew that it is lost; "restart" begins a new epoch at 0; "configure" is the settings' word, which leaves a
+--          lost counter lost
 --
--- Replies "created epoch limit count", or MISSING, LOST.
+-- Replies "created epoch revision limit most count" and, if a loss raised the count, "^" and the count before; or LOST,
+-- LATE, MISSING (see claim.lua).
 
-local stored = redis.call('HMGET', KEYS[1], 'count', 'limit', 'epoch', 'lost', 'deleted')
-local count, limit, epoch, lost, deleted = stored[1], stored[2], tonumber(stored[3]), stored[4], stored[5]
-local by_operator = ARGV[2] ~= 'configure'
-
-if lost and not by_operator then
-  return 'LOST'
+local receipt = redis.call('GET', KEYS[2])
+if receipt then
+  redis.call('EXPIRE', KEYS[2], ARGV[10])
+  return receipt
 end
-if ARGV[1] ~= '' then
-  limit = ARGV[1]
-elseif not limit then
-  return 'MISSING'
-end
-
-if count and not lost and ARGV[2] ~= 'restart' then
-  redis.call('HSET', KEYS[1], 'limit', limit)
-  return string.format('0 %.0f %s %s', epoch, limit, count)
-end
-
 local now = redis.call('TIME')
-epoch = math.max(tonumber(now[1]) * 1000000 + tonumber(now[2]), (epoch or 0) + 1)
-local created = count and 0 or 1
-if ARGV[2] == 'restart' or not count then
-  count = '0'
-elseif lost and tonumber(lost) > tonumber(count) then
-  count = lost
+if tonumber(now[1]) * 1000000 + tonumber(now[2]) > tonumber(ARGV[9]) then
+  return 'LATE'
 end
-redis.call('HSET', KEYS[1], 'count', count, 'limit', limit, 'epoch', string.format('%.0f', epoch),
-  'origin', (by_operator or deleted) and 'operator' or 'auto')
-redis.call('HDEL', KEYS[1], 'lost', 'deleted')
-redis.call('PERSIST', KEYS[1])
-return string.format('%d %.0f %s %s', created, epoch, limit, count)
+
+local how = ARGV[13]
+local created = 0
+if how == 'restart' then
+  limit = limit or ARGV[6] ~= '1' and tonumber(ARGV[4])
+else
+  local gone, marked = recover()
+  if gone and (how == 'configure' or not marked) then
+    return 'LOST'
+  end
+end
+if ARGV[11] == '' and (deleted or not limit) then
+  return missing()
+end
+local new_limit, new_most = tonumber(ARGV[11]) or limit, tonumber(ARGV[12]) or most
+local missed = deleted or not count
+if missed or how == 'restart' then
+  created = missed and 1 or 0
+  revision = (how == 'configure' and not deleted) and 0 or math.max(revision, tonumber(ARGV[2]) or 0) + 1
+  start(deleted or how == 'restart')
+  limit, most = new_limit, missed and (tonumber(ARGV[12]) or 0) or new_most
+  save()
+elseif lost or new_limit ~= limit or new_most ~= most then
+  if lost then
+    base = math.max(base, count)
+  end
+  lost, limit, most, revision = false, new_limit, new_most, revision + 1
+  save()
+end
+local reply = string.format('%d %.0f %.0f %.0f %.0f %.0f', created, epoch, revision, limit, most, count)
+if raised then
+  reply = reply .. ' ^' .. raised
+end
+redis.call('SET', KEYS[2], reply, 'EX', ARGV[10])
+return reply

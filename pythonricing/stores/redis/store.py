@@ -15,10 +15,12 @@ import hiredis
 from pythonricing.counting.model import (
     KEY_SECONDS,
     RECEIPT_SECONDS,
+    REFUSED_KEY_SECONDS,
     TOMBSTONE_SECONDS,
     Counter,
     NoSuchCounter,
     Replay,
+    Seen,
     StateLost,
     StoreError,
     StoreRejected,
@@ -32,7 +34,7 @@ from pythonricing.stores.redis.routes import route_to
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pythonricing.counting.model import Batch, Seen
+    from pythonricing.counting.model import Batch, How, Word
     from pythonricing.settings import OnLoss
     from pythonricing.stores.redis.connector import Dial
     from pythonricing.stores.redis.pipeline import Pipeline
@@ -48,15 +50,16 @@ INDEX_SECONDS = 60.0
 
 
 class Script:
-    """A Lua script, called by its SHA-1 digest."""
+    """A Lua script, which begins with what all have in common, called by its SHA-1 digest."""
 
     def __init__(self, name: str) -> None:
-        self.source = resources.files(__package__).joinpath(name).read_bytes()
+        folder = resources.files(__package__)
+        self.source = b"".join(folder.joinpath(part).read_bytes() for part in ("counter.lua", name))
         self.digest = hashlib.sha1(self.source).hexdigest()
 
 
-CLAIM, PUT, DELETE = Script("claim.lua"), Script("put.lua"), Script("delete.lua")
-SOURCES: dict[object, bytes] = {script.digest: script.source for script in (CLAIM, PUT, DELETE)}
+CLAIM, PUT, DELETE, CLOCK = (Script(f"{name}.lua") for name in ("claim", "put", "delete", "clock"))
+SOURCES: dict[object, bytes] = {script.digest: script.source for script in (CLAIM, PUT, DELETE, CLOCK)}
 
 
 class RedisStore:
@@ -100,31 +103,38 @@ class RedisStore:
                 if key is not None:
                     keys.append(f"pythonricing:{{{batch.name}}}:key:{key}")
         reply = await self._claim(batch.name, keys, batch.sequence, batch.attempt, batch.seen, batch.create, claims)
-        attempt, epoch, limit, before, *records = reply
+        attempt, epoch, revision, limit, most, before, *records = reply
         raised = _raised(records) if records else None
         replays = [_replay(record) for record in records]
-        return Verdict(int(attempt), int(epoch), int(limit), int(before), replays, raised)
+        return Verdict(int(attempt), int(epoch), int(revision), int(limit), int(most), int(before), replays, raised)
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
         keys = [f"pythonricing:{{{name}}}", f"pythonricing:{{{name}}}:receipt:none"]
-        _, epoch, limit, count, *more = await self._claim(name, keys, 0, 0, seen, create, [])
-        return Counter(name, int(count), int(limit), int(epoch), raised=_raised(more) if more else None)
+        return _counter(name, (await self._claim(name, keys, 0, 0, seen, create, []))[1:])
 
-    async def put(self, name: str, limit: int | None, *, restart: bool = False) -> tuple[Counter, bool]:
-        return await self._put(name, limit, "restart" if restart else "change")
+    async def clock(self, name: str) -> int:
+        keys = [f"pythonricing:{{{name}}}"]
+        return int((await self._script(CLOCK, name, keys, confirm=False))[0])
 
-    async def configure(self, name: str, limit: int) -> None:
-        await self._put(name, limit, "configure")
+    async def put(
+        self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
+    ) -> tuple[Counter, bool]:
+        rules = ("" if limit is None else limit, "" if most is None else most, how)
+        created, *words = await self._word(PUT, name, word, *rules)
+        self._indexed.discard(name)  # another worker may have deleted it
+        self._index(name)
+        return _counter(name, words), created == b"1"
 
-    async def delete(self, name: str) -> None:
-        await self._script(DELETE, name, [f"pythonricing:{{{name}}}"], TOMBSTONE_SECONDS)
+    async def delete(self, name: str, word: Word) -> Seen:
+        epoch, revision = await self._word(DELETE, name, word)
         self._forget(name)
+        return Seen(int(epoch), int(revision), 0, 0, deleted=True)
 
     async def browse(self, limit: int) -> list[Counter]:
         listed = await self._ask(INDEX, "ZRANGE", INDEX, "-", "+", "BYLEX", "LIMIT", 0, limit)
         # Without the index's server, those that this worker has used lately.
         names = sorted(self._indexed)[:limit] if listed is None else [name.decode() for name in listed]
-        fields = ("count", "limit", "epoch", "lost")
+        fields = ("count", "limit", "epoch", "revision", "most", "lost", "deleted")
         replies = await asyncio.gather(
             *(self._ask(name, "HMGET", f"pythonricing:{{{name}}}", *fields) for name in names)
         )
@@ -132,11 +142,13 @@ class RedisStore:
         for name, reply in zip(names, replies, strict=True):
             if reply is None:
                 continue
-            count, stored, epoch, lost = reply
-            if count is None:
+            count, stored, epoch, revision, most, lost, deleted = reply
+            if count is None or (deleted and not lost):
                 self._forget(name)
             else:
-                counters.append(Counter(name, int(count), int(stored), int(epoch), lost is not None))
+                # What an earlier version has written has neither revision nor most.
+                rules = (int(revision or 0), int(most or 0))
+                counters.append(Counter(name, int(count), int(stored), int(epoch), lost is not None, *rules))
         return counters
 
     def _connected(self) -> None:
@@ -198,9 +210,9 @@ class RedisStore:
         create: int | None,
         claims: list[int],
     ) -> list[bytes]:
-        known: tuple[int | str, ...] = ("", "", "") if seen is None else (seen.epoch, seen.count, seen.limit)
         created = "" if create is None else create
-        arguments = (sequence, attempt, RECEIPT_SECONDS, KEY_SECONDS, created, *known, self._on_loss, *claims)
+        remembered = (RECEIPT_SECONDS, KEY_SECONDS, REFUSED_KEY_SECONDS)
+        arguments = (*self._common(seen), sequence, attempt, *remembered, created, *claims)
         try:
             reply = await self._script(CLAIM, name, keys, *arguments, confirm=sequence > 0)
         except StateLost:
@@ -209,12 +221,19 @@ class RedisStore:
         self._index(name)
         return reply
 
-    async def _put(self, name: str, limit: int | None, how: str) -> tuple[Counter, bool]:
-        keys = [f"pythonricing:{{{name}}}"]
-        created, epoch, stored, count = await self._script(PUT, name, keys, "" if limit is None else limit, how)
-        self._indexed.discard(name)  # another worker may have deleted it
-        self._index(name)
-        return Counter(name, int(count), int(stored), int(epoch)), created == b"1"
+    async def _word(self, script: Script, name: str, word: Word, *arguments: int | str) -> list[bytes]:
+        """Have an operator's word executed; the receipt is as safe as what it is about."""
+        keys = [f"pythonricing:{{{name}}}", f"pythonricing:{{{name}}}:receipt:{word.id}"]
+        return await self._script(
+            script, name, keys, *self._common(word.seen), word.not_after, RECEIPT_SECONDS, *arguments
+        )
+
+    def _common(self, seen: Seen | None) -> tuple[int | str, ...]:
+        """The arguments of counter.lua."""
+        if seen is None:
+            return ("", "", "", "", "", "", self._on_loss, TOMBSTONE_SECONDS)
+        known = (seen.epoch, seen.revision, seen.count, seen.limit, seen.most, int(seen.deleted))
+        return (*known, self._on_loss, TOMBSTONE_SECONDS)
 
     async def _script(
         self, script: Script, name: str, keys: list[str], *arguments: int | str, confirm: bool = True
@@ -225,14 +244,17 @@ class RedisStore:
         reply = await (pipeline.confirmed if confirm else pipeline.call)(*command)
         if isinstance(reply, hiredis.ReplyError):
             reply = await self._again(name, command, reply, pipeline, confirm)
-        match reply:
+        words: list[bytes] = reply.split()
+        match words[0]:
             case b"MISSING":
-                raise NoSuchCounter(keys[0])
+                deletion = Seen(int(words[1]), int(words[2]), 0, 0, deleted=True) if words[1:] else None
+                raise NoSuchCounter(name, deletion)
             case b"LOST":
-                raise StateLost(keys[0])
+                raise StateLost(name)
             case b"STALE":
                 raise StoreRejected("a later batch of this worker was executed before this one")
-        words: list[bytes] = reply.split()
+            case b"LATE":
+                raise StoreUnavailable("the store was reached too late")
         return words
 
     async def _again(
@@ -258,6 +280,13 @@ class RedisStore:
                 return reply
             error = reply
         raise StoreUnavailable(str(error))
+
+
+def _counter(name: str, words: list[bytes]) -> Counter:
+    """A counter from its epoch, revision, limit, largest claim and count, and perhaps what it was before a loss."""
+    raised = _raised(words)
+    epoch, revision, limit, most, count = map(int, words)
+    return Counter(name, count, limit, epoch, False, revision, most, raised)
 
 
 def _replay(record: bytes) -> Replay | None:
