@@ -129,7 +129,9 @@ class Observer:
         verb = command[0].upper()
         if verb not in (b"EVALSHA", b"EVAL"):
             return connection.session.execute(command)
-        kind = self._kinds.get(command[1], "other")
+        kind = self._kinds.get(command[1])
+        if kind is None:
+            return connection.session.execute(command)
         name = command[3].partition(b"{")[2].partition(b"}")[0].decode()
         before, known = self.look(machine, name), self.ghost(machine, name)
         reply = connection.session.execute(command)
@@ -147,10 +149,8 @@ class Observer:
         )
         if kind == "claim":
             node = self._claimed(connection, name, call, known, before, after, words)
-        elif kind in ("put", "delete"):
-            node = self._changed(name, kind, call, known, before, after, words, arguments)
         else:
-            node = known
+            node = self._changed(name, kind, call, known, before, after, words, arguments)
         if node is not known:
             self._write(machine, name, node)
         if machine is self.primary:
@@ -173,7 +173,7 @@ class Observer:
     ) -> Ghost:
         if not words[0].isdigit() or after == before:
             return known
-        count = int(words[3])
+        count = int(words[BEFORE])
         assert after.taken is not None
         node = known
         worker = connection.process.name
@@ -251,6 +251,8 @@ class Observer:
             if after.taken:
                 self._history.object("a reset counts from 0", name, f"the count is {after.taken}")
             return Ghost(change, change, 0, after.limit)
+        if words[-1].startswith(b"^") and call is not None:
+            known = known.merged(call.known)
         count = after.taken or 0
         if count < known.high:
             self._history.object(
@@ -281,7 +283,7 @@ class Observer:
         found = self._ask(machine, b"HMGET", b"pythonricing:{%b}" % name.encode(), *FIELDS)
         count, limit, epoch, lost, deleted = found
         return State(
-            None if count is None else int(count),
+            None if count is None or (deleted and not lost) else int(count),
             None if limit is None else int(limit),
             None if epoch is None else int(epoch),
             lost,
@@ -337,9 +339,8 @@ class Observer:
     def answered(self, call: Call, result: Any) -> None:
         """The store's answer has reached the heart."""
         if call.node is not None and call.kind != "configure":
-            have = self.known.get((call.worker, call.name))
-            if have is not None or call.kind != "read":
-                self.known[call.worker, call.name] = (have or NOTHING).merged(call.node)
+            have = self.known.get((call.worker, call.name), NOTHING)
+            self.known[call.worker, call.name] = have.merged(call.node)
         if call.kind == "claim":
             self._judge_verdict(call, result)
 
@@ -401,6 +402,8 @@ class Observer:
             self._history.object("one key, one admission", call.name, f"key {key} got {first} first, and now {last}")
 
 
+#: The word of a claim's reply that is the count before it.
+BEFORE = 5
 FIELDS = (b"count", b"limit", b"epoch", b"lost", b"deleted")
 
 
@@ -417,7 +420,7 @@ class Watched:
         setattr(self._store, name, value)
 
     async def _watch(self, kind: str, what: Any, *arguments: Any, **options: Any) -> Any:
-        call = self._observer.begin(self._worker, kind, what)
+        call = self._observer.begin(self._worker, "configure" if "configure" in arguments else kind, what)
         TAG.set(call)
         try:
             result = await getattr(self._store, kind)(what, *arguments, **options)
@@ -435,9 +438,6 @@ class Watched:
 
     async def put(self, name: str, *arguments: Any, **options: Any) -> Any:
         return await self._watch("put", name, *arguments, **options)
-
-    async def configure(self, name: str, *arguments: Any, **options: Any) -> Any:
-        return await self._watch("configure", name, *arguments, **options)
 
     async def delete(self, name: str, *arguments: Any, **options: Any) -> Any:
         return await self._watch("delete", name, *arguments, **options)
