@@ -21,7 +21,7 @@ from tests.simulation.history import Grant
 from tests.simulation.network import TAG
 
 if TYPE_CHECKING:
-    from pythonricing.counting.model import Batch
+    from pythonricing.counting.model import Batch, Seen
     from tests.simulation.history import History, Operation
     from tests.simulation.machine import Machine
     from tests.simulation.network import Connection
@@ -66,7 +66,7 @@ class State(NamedTuple):
 class Call:
     """A worker's use of the store. `known` is what the worker knew when it began, `node` what the reply tells."""
 
-    __slots__ = ("batch", "first_uses", "kind", "known", "losses", "name", "node", "operation", "worker")
+    __slots__ = ("batch", "first_uses", "kind", "known", "losses", "name", "node", "operation", "seen", "worker")
 
     def __init__(self, worker: str, kind: str, name: str, known: Ghost, losses: int) -> None:
         self.worker = worker
@@ -75,6 +75,7 @@ class Call:
         self.known = known
         self.losses = losses
         self.node: Ghost | None = None
+        self.seen: Seen | None = None
         self.batch: Batch | None = None
         self.operation = OPERATION.get()
         #: The first admission to each key, as far as the store knew of it when the call began.
@@ -103,6 +104,8 @@ class Observer:
         self.verdicts: dict[tuple[str, str], list[float]] = {}
         #: By worker and counter: when a verdict said that nothing is left, with its count and limit.
         self.halts: dict[tuple[str, str], list[tuple[float, tuple[int, int]]]] = {}
+        #: By counter and epoch of the store.
+        self._eras: dict[tuple[str, int], int] = {}
         self._changes = 0
         self._reader = hiredis.Reader()
         self._nodes: list[Ghost] = [NOTHING]
@@ -147,11 +150,14 @@ class Observer:
             f"{machine.name} ← {connection.process.name} {kind} {b' '.join(arguments).decode()} → {b' '.join(words).decode()}"
             f" [count {before.taken} → {after.taken}, limit {after.limit}]",
         )
+        stored, known = known, self._lifted(name, known, before, after)
         if kind == "claim":
             node = self._claimed(connection, name, call, known, before, after, words)
         else:
             node = self._changed(name, kind, call, known, before, after, words, arguments)
-        if node is not known:
+        if after.epoch is not None:
+            self._eras.setdefault((name, after.epoch), node.era)
+        if node is not stored:
             self._write(machine, name, node)
         if machine is self.primary:
             self._point(name, after)
@@ -160,6 +166,13 @@ class Observer:
         elif call is not None and words == [b"OK"]:
             call.node = node
         return reply
+
+    def _lifted(self, name: str, known: Ghost, before: State, after: State) -> Ghost:
+        """What the data knows once somebody has told it of a later epoch than its own: of that, nothing else yet."""
+        era = 0 if after.epoch is None else self._eras.get((name, after.epoch), 0)
+        if after.epoch == before.epoch or era <= known.era:
+            return known
+        return Ghost(era, known.change)
 
     def _claimed(
         self,
@@ -321,7 +334,7 @@ class Observer:
         name = what if isinstance(what, str) else what.name
         call = Call(worker, kind, name, self.known.get((worker, name), NOTHING), self.losses)
         if kind == "claim":
-            call.batch = what
+            call.batch, call.seen = what, what.seen
             sequence, _ = self._sent.get((worker, name), (None, 0.0))
             if sequence != what.sequence:
                 self._sent[worker, name] = (what.sequence, self._world.time())
@@ -358,7 +371,7 @@ class Observer:
 
     def _spoken(self, call: Call) -> None:
         """The store was told what a worker has seen, and owns to have lost it."""
-        seen = None if call.batch is None else call.batch.seen
+        seen = call.seen
         stored = self.ghost(self.primary, call.name)
         if seen is not None and seen.count <= call.known.high and call.known.era >= stored.era:
             high = max(seen.count, stored.high) if call.known.era == stored.era else seen.count
@@ -422,6 +435,8 @@ class Watched:
     async def _watch(self, kind: str, what: Any, *arguments: Any, **options: Any) -> Any:
         call = self._observer.begin(self._worker, "configure" if "configure" in arguments else kind, what)
         TAG.set(call)
+        if arguments:
+            call.seen = getattr(arguments[0], "seen", arguments[0])
         try:
             result = await getattr(self._store, kind)(what, *arguments, **options)
         except Exception as error:
