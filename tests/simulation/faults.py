@@ -204,7 +204,7 @@ class Chaos:
         new = next((machine for machine in scene.machines if machine.server.primary is not None), None)
         if new is None or not old.up:
             return
-        if new.server.lag:
+        if new.server.lag or new.server.history is not old.server.history:
             scene.observer.lose()
         old.stop()
         new.server.promote()

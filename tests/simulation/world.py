@@ -142,7 +142,7 @@ class World(asyncio.AbstractEventLoop):
         """Asked for by TimerHandle.cancel; a cancelled timer is passed over when it is due."""
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        if not self._closed:
+        if not self._closed and "never retrieved" not in context.get("message", ""):
             self.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     async def shutdown_asyncgens(self) -> None:
