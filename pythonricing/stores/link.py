@@ -101,7 +101,7 @@ class Link(Generic[C]):
                 self.trouble = str(error)
                 if attempt == 0:
                     logger.warning("store {} can't be reached, trying again: {}", self._where, error)
-                ceiling = min(0.02 * 2**attempt, 1.0)
+                ceiling = min(0.02 * 2 ** min(attempt, 6), 1.0)  # 2**1024 is no float
                 attempt += 1
                 await asyncio.sleep(random.uniform(ceiling / 2, ceiling))
             else:

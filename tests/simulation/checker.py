@@ -1,0 +1,188 @@
+"""Judges a history: each answer that somebody got, and at its end the books.
+
+An operation whose answer nobody knows may have had its effect or not: it is never the ground of an objection, and
+explains whatever it can explain. What the store's data lost, and nobody who spoke had seen, is not promised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.simulation.history import Grant, History, Operation
+    from tests.simulation.observer import State
+    from tests.simulation.scene import Scene
+
+#: Seconds that an answer may take beyond its timeout.
+SLACK = 0.3
+
+
+def judge(scene: Scene) -> None:
+    """Add what breaks a promise to the history's objections."""
+    history = scene.history
+    for error in scene.world.errors[:3]:
+        history.object("nothing raises", "", error)
+    owners = Owners(history)
+    for operation in sorted(history.operations, key=lambda op: (op.end is None, op.end or 0.0)):
+        _judge_patience(scene, operation)
+        if operation.answer is None:
+            continue
+        match operation.answer[0]:
+            case "admitted":
+                owners.judge(operation)
+            case "refused":
+                _judge_refusal(scene, operation)
+            case "error":
+                history.object("no errors but the promised ones", operation.name, str(operation))
+            case "unavailable" | "lost" | "missing" | "reset" if operation.start >= history.calm:
+                history.object("once faults end, everything is well", operation.name, str(operation))
+    _judge_keys(scene)
+    _judge_books(scene)
+
+
+class Owners:
+    """Who owns which of the numbers that the store gave."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._grants: dict[str, list[Grant]] = {}
+        for grant in history.grants:
+            self._grants.setdefault(grant.name, []).append(grant)
+        self._owned: dict[Grant, list[tuple[int, int, str]]] = {}
+        self._first_use: dict[tuple[str, str], float] = {}
+        for op in history.operations:
+            if op.key is not None:
+                self._first_use.setdefault((op.name, op.key), op.start)
+
+    def judge(self, op: Operation) -> None:
+        """An admitted claim owns numbers that were given for it, and nobody else owns one of them."""
+        assert op.answer is not None and op.end is not None
+        high, low = op.answer[1], op.answer[1] - op.size + 1
+        began = op.start if op.key is None else self._first_use[op.name, op.key]
+        owner = f"{op.actor} at {op.start:.6f}" if op.key is None else f"key {op.key}"
+        taken: list[str] = []
+        for grant in self._grants.get(op.name, ()):
+            if not (grant.low <= low and high <= grant.high and began <= grant.time <= op.end):
+                continue
+            if op.key is None and grant.worker != op.worker:
+                continue
+            owned = self._owned.setdefault(grant, [])
+            others = [other for first, last, other in owned if first <= high and low <= last and other != owner]
+            if not others:
+                owned.append((low, high, owner))
+                return
+            taken += others
+        if taken:
+            self._history.object("no number has two owners", op.name, f"{op}, owned by {taken[0]}")
+        else:
+            self._history.object("numbers come from the store, for this claim", op.name, str(op))
+
+
+def _judge_refusal(scene: Scene, op: Operation) -> None:
+    """There was no room at some moment while the claim waited, or in a halt cache that may be believed."""
+    history, plan = scene.history, scene.plan
+    assert op.answer is not None and op.end is not None
+    _, count, limit = op.answer
+    if count + op.size <= limit:
+        history.object("a refusal says why", op.name, str(op))
+        return
+    began = op.start
+    if op.key is not None:
+        began = min(other.start for other in history.operations if other.key == op.key and other.name == op.name)
+    if any(not _room(state, op.size) for state in _states(scene, op.name, began, op.end)):
+        return
+    # From the worker's memory: of a verdict that it got lately, and after which no operator spoke to it.
+    spoken = [
+        other.decided
+        for other in history.operations
+        if other.kind in ("put", "reset")
+        and other.worker == op.worker
+        and other.name == op.name
+        and other.decided is not None
+        and other.decided <= op.start
+        and other.decision is not None
+        and other.decision[0] in ("created", "changed", "deleted")
+    ]
+    since = max([op.start - plan.halt_cache, *spoken])
+    halts = scene.observer.halts.get((op.worker, op.name), ())
+    if not any(since <= at <= op.end and op.answer[1:] == halt for at, halt in halts):
+        history.object("a refusal only where there is no room", op.name, f"{op}, halts {halts[-2:]}")
+
+
+def _room(state: State, size: int) -> bool:
+    """Whether a claim finds room; a counter that isn't there refuses nothing."""
+    return state.taken is None or state.limit is None or state.taken + size <= state.limit
+
+
+def _states(scene: Scene, name: str, began: float, ended: float) -> list[State]:
+    """What a counter was in the store at some time from `began` to `ended`."""
+    line = scene.observer.timeline.get(name, [])
+    found = []
+    for index, (at, state) in enumerate(line):
+        until = line[index + 1][0] if index + 1 < len(line) else float("inf")
+        if at <= ended and until >= began:
+            found.append(state)
+    return found
+
+
+def _judge_patience(scene: Scene, op: Operation) -> None:
+    """A worker that runs answers within the timeout."""
+    history = scene.history
+    if op.arrived is None or op.worker in history.killed:
+        return
+    ended = scene.world.time() if op.decided is None else op.decided
+    limit = scene.plan.timeout * (3 if op.kind == "check" else 1) + SLACK
+    paused = sum(
+        max(0.0, min(ended, until) - max(op.arrived, since)) + SLACK
+        for since, until in history.pauses.get(op.worker, ())
+        if since <= ended
+    )
+    left = op.answer is not None and op.answer[0] == "left"
+    if ended - op.arrived > limit + paused and not (left and op.decided is None):
+        history.object("every claim is answered in time", op.name, f"{op}, arrived at {op.arrived:.6f}")
+
+
+def _judge_keys(scene: Scene) -> None:
+    """One key gets one admission, as long as nothing was lost and nobody reset the counter meanwhile."""
+    history = scene.history
+    if scene.observer.losses:
+        return
+    first: dict[tuple[str, str], Operation] = {}
+    resets: dict[str, list[tuple[float, float]]] = {}
+    for op in history.operations:
+        if op.kind == "reset":
+            resets.setdefault(op.name, []).append((op.start, float("inf") if op.unknown or op.end is None else op.end))
+    for op in history.operations:
+        if op.key is None or not op.admitted:
+            continue
+        assert op.answer is not None and op.end is not None
+        before = first.setdefault((op.name, op.key), op)
+        assert before.answer is not None and before.end is not None
+        began, ended = min(op.start, before.start), max(op.end, before.end)
+        reset = any(start <= ended and began <= end for start, end in resets.get(op.name, ()))
+        if before.answer[1] != op.answer[1] and not reset:
+            history.object("one key, one admission", op.name, f"{op}, but first {before}")
+
+
+def _judge_books(scene: Scene) -> None:
+    """Each number that was given has an owner, or a line that says what became of it.
+
+    Or it was in flight when the worker was killed, or when the store lost it before the worker had an answer.
+    """
+    history, observer = scene.history, scene.observer
+    for grant in history.grants:
+        whose = (grant.worker, grant.name)
+        told = [*history.settled.get(whose, ()), *history.orphaned.get(whose, ())]
+        covered = set[int]()
+        for at, count, size in told:
+            if at >= grant.time:
+                covered.update(range(count - size + 1, count + 1))
+        missing = [number for number in range(grant.low, grant.high + 1) if number not in covered]
+        if not missing or grant.worker in history.killed:
+            continue
+        if any(since <= grant.time for since in history.in_doubt.get(whose, ())):
+            continue
+        answered = min((at for at in observer.verdicts.get(whose, ()) if at >= grant.time), default=float("inf"))
+        if any(grant.time <= at <= answered for at in observer.lost_at):
+            continue
+        history.object("the books balance", grant.name, f"nothing says what became of {missing[:20]} of {grant}")

@@ -1,0 +1,154 @@
+"""Small changes of the service that each break one mechanism, to see that the simulation notices.
+
+A mutant is a piece of source text that is replaced: in a method, or in a script. One whose text is not there any more
+raises LookupError: it has to follow the code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+import textwrap
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.lane import Lane
+from pythonricing.stores.link import Link
+from pythonricing.stores.redis import store
+from pythonricing.stores.redis.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Mutant(NamedTuple):
+    """`where` is a script, or a class with the name of its method."""
+
+    where: store.Script | tuple[type, str]
+    old: str
+    new: str
+
+
+TIMED_OUT = 'claim.future.set_exception(StoreUnavailable("the store did not answer in time"))'
+WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. reply, 'EX', ARGV[3])"
+
+MUTANTS = {
+    # Receipts
+    "sequence read again for a repeat": Mutant(
+        (Lane, "_send"), "                sequence,", "                worker.sequence,"
+    ),
+    "repeat takes a new sequence": Mutant(
+        (Lane, "_send"), "failures += 1", "failures += 1; worker.sequence = sequence = worker.sequence + 1"
+    ),
+    "receipt not checked": Mutant(store.CLAIM, "if receipt then", "if receipt and false then"),
+    "receipt not written": Mutant(store.CLAIM, WRITE_RECEIPT, ""),
+    "receipt expires early": Mutant(store.CLAIM, WRITE_RECEIPT, WRITE_RECEIPT.replace("ARGV[3]", "1")),
+    "receipt of a later batch ignored": Mutant(
+        store.CLAIM, "elseif tonumber(last) > sequence then", "elseif false then"
+    ),
+    "composition of a receipt ignored": Mutant(
+        (Lane, "_send"), "return compositions[verdict.attempt], verdict", "return compositions[-1], verdict"
+    ),
+    "composition changed under its number": Mutant(
+        (Lane, "_send"), "compositions.append(left)", "compositions[-1] = left"
+    ),
+    "another batch while one is on its way": Mutant((Lane, "claim"), "if self.task is None:", "if True:"),
+    # What was seen
+    "seen not sent": Mutant((Lane, "known"), "return self._seen", "return None"),
+    "count not compared": Mutant(store.CLAIM, "lost = count < seen_count", "lost = false"),
+    "older epoch believed": Mutant(store.CLAIM, "local older = epoch and epoch < seen_epoch", "local older = false"),
+    "absence believed": Mutant(store.CLAIM, "lost = not deleted", "lost = false"),
+    "tombstone forgotten": Mutant(store.DELETE, "redis.call('HSET', KEYS[1], 'deleted', 1)", ""),
+    "raise does not lift": Mutant(store.CLAIM, "count, lost = seen_count, false", "count, lost = count or 0, false"),
+    # Limits
+    "one more admitted": Mutant(
+        store.CLAIM, "local admitted = count - size <= limit", "local admitted = count - size <= limit + 1"
+    ),
+    "plain claims rounded up": Mutant(
+        store.CLAIM, "math.floor((limit - count) / size)", "math.ceil((limit - count) / size)"
+    ),
+    "a count not written": Mutant(store.CLAIM, "if count > before then", "if count > before + 1 then"),
+    # Keys
+    "record of another epoch believed": Mutant(
+        store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if record then"
+    ),
+    "record not believed": Mutant(
+        store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if false then"
+    ),
+    "record expires early": Mutant(store.CLAIM, "':'), 'EX', ARGV[4])", "':'), 'EX', 1)"),
+    "replays in the wrong order": Mutant(
+        (Lane, "_settle"), "replays = iter(verdict.replays)", "replays = iter(verdict.replays[::-1])"
+    ),
+    # Operators
+    "change does not write the limit": Mutant(store.PUT, "redis.call('HSET', KEYS[1], 'limit', limit)", ""),
+    "change begins at 0": Mutant(
+        store.PUT,
+        "redis.call('HSET', KEYS[1], 'limit', limit)",
+        "redis.call('HSET', KEYS[1], 'limit', limit, 'count', 0)",
+    ),
+    "reset keeps the count": Mutant(store.PUT, "count = '0'", "count = count or '0'"),
+    "halt cache kept after a change": Mutant((Lane, "unhalt"), "self._halted = None", "pass"),
+    "halt cache believed for long": Mutant((Lane, "_settle"), "+ worker.halt_cache", "+ 60"),
+    # What is told
+    "orphans not told": Mutant((Lane, "_settle"), "if orphaned:", "if False:"),
+    "doubt not told": Mutant((Lane, "_send"), "worker.journal.in_doubt(self.name, len(claims))", "pass"),
+    "doubt at the end not told": Mutant(
+        (Counters, "close"), "self._journal.in_doubt(lane.name, lane.in_flight)", "pass"
+    ),
+    "given up is refused": Mutant((Lane, "expire"), TIMED_OUT, "claim.future.set_result(Answer(False, 10**9, 0))"),
+    "nothing given up": Mutant((Lane, "expire"), TIMED_OUT, "pass"),
+    "every claim settled as one": Mutant(
+        (Lane, "_settle"), "answer = decide(count, limit, size, replay)", "answer = decide(count, limit, 1, replay)"
+    ),
+    # The connection
+    "reply given to the wrong command": Mutant(
+        (Pipeline, "data_received"), "self._waiting.popleft()", "self._waiting.pop()"
+    ),
+    "silence waited out": Mutant((Pipeline, "_watch"), "self.close()", "pass"),
+    "lost replies waited for": Mutant((Pipeline, "connection_lost"), "future.set_exception(lost)", "pass"),
+    "no new connection": Mutant((Link, "lost"), "if self._task is not None and self._task.done():", "if False:"),
+}
+
+
+@contextmanager
+def mutated(name: str | None) -> Iterator[None]:
+    """The service with one mechanism broken; None: as it is. Raises LookupError if the mutant's text isn't there."""
+    if name is None:
+        yield
+        return
+    where, old, new = MUTANTS[name]
+    undo = _script(where, old, new, name) if isinstance(where, store.Script) else _method(*where, old, new, name)
+    try:
+        yield
+    finally:
+        for target, attribute, before in undo:
+            setattr(target, attribute, before)
+
+
+def _script(script: store.Script, old: str, new: str, name: str) -> list[tuple[object, str, object]]:
+    undo = [(script, "source", script.source), (script, "digest", script.digest), (store, "SOURCES", store.SOURCES)]
+    source = _replaced(script.source.decode(), old, new, name).encode()
+    script.source, script.digest = source, hashlib.sha1(source).hexdigest()
+    store.SOURCES = {each.digest: each.source for each in (store.CLAIM, store.PUT, store.DELETE)}
+    return undo
+
+
+def _method(owner: type, method: str, old: str, new: str, name: str) -> list[tuple[object, str, object]]:
+    before = inspect.getattr_static(owner, method)
+    source = _replaced(textwrap.dedent(inspect.getsource(before)), textwrap.dedent(old), new, name)
+    scope: dict[str, object] = {}
+    exec(
+        compile("from __future__ import annotations\n" + source, f"<{name}>", "exec"),
+        vars(sys.modules[owner.__module__]),
+        scope,
+    )
+    setattr(owner, method, scope[method])
+    return [(owner, method, before)]
+
+
+def _replaced(source: str, old: str, new: str, name: str) -> str:
+    if old not in source:
+        raise LookupError(f"the mutant {name!r} does not apply any more: {old!r} is gone")
+    return source.replace(old, new)

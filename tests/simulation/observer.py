@@ -1,0 +1,458 @@
+"""What the store and each worker know, kept beside them by somebody who sees everything.
+
+The observer watches what the servers execute and what the workers' hearts are told. What a server's data knows of a
+counter (its `Ghost`) is kept in the data itself, as keys of its own: so it is lost, copied, restored and replicated
+together with what it is about, and a loss excuses what it explains and nothing else. It is written after the command
+that it is about, so that it never says more than the data does.
+
+Rules that can be judged at once are judged here; checker.py judges the rest when the history is over.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import hiredis
+
+from pythonricing.counting.model import NoSuchCounter, StateLost
+from pythonricing.stores.redis import store as scripts
+from tests.simulation.history import Grant
+from tests.simulation.network import TAG
+
+if TYPE_CHECKING:
+    from pythonricing.counting.model import Batch, Seen
+    from tests.simulation.history import History, Operation
+    from tests.simulation.machine import Machine
+    from tests.simulation.network import Connection
+    from tests.simulation.world import World
+
+#: The operation that a worker's task is about.
+OPERATION: ContextVar[Operation | None] = ContextVar("OPERATION", default=None)
+
+
+class Ghost(NamedTuple):
+    """What somebody knows of a counter.
+
+    `era` is the last reset or deletion, `change` the last change by an operator, both by their order of execution;
+    `high` the highest number of the era; `limit` what the last change made it, None if that isn't known.
+    """
+
+    era: int = 0
+    change: int = 0
+    high: int = 0
+    limit: int | None = None
+
+    def merged(self, other: Ghost) -> Ghost:
+        """What is known after hearing of `other` too."""
+        high = max(self.high, other.high) if self.era == other.era else (self if self.era > other.era else other).high
+        newer = other if other.change >= self.change else self
+        return Ghost(max(self.era, other.era), newer.change, high, newer.limit)
+
+
+NOTHING = Ghost()
+
+
+class State(NamedTuple):
+    """A counter's hash in a server: `taken` is its count."""
+
+    taken: int | None
+    limit: int | None
+    epoch: int | None
+    lost: bytes | None
+    deleted: bytes | None
+
+
+class Call:
+    """A worker's use of the store. `known` is what the worker knew when it began, `node` what the reply tells."""
+
+    __slots__ = ("batch", "first_uses", "kind", "known", "losses", "name", "node", "operation", "seen", "worker")
+
+    def __init__(self, worker: str, kind: str, name: str, known: Ghost, losses: int) -> None:
+        self.worker = worker
+        self.kind = kind
+        self.name = name
+        self.known = known
+        self.losses = losses
+        self.node: Ghost | None = None
+        self.seen: Seen | None = None
+        self.batch: Batch | None = None
+        self.operation = OPERATION.get()
+        #: The first admission to each key, as far as the store knew of it when the call began.
+        self.first_uses: dict[str, tuple[int, int]] = {}
+
+
+class Observer:
+    """Sees every command that a server executes, and every answer that a store gives to a heart."""
+
+    def __init__(self, world: World, history: History) -> None:
+        self._world = world
+        self._history = history
+        self.primary: Machine
+        #: When the store's data went back or away.
+        self.lost_at: list[float] = []
+        #: Whether a store's clock was stepped.
+        self.clock_stepped = False
+        #: Whether what is written belongs to the call that it is written in: not where writes are put together.
+        self.tagged = True
+        self.raises = False
+        #: What each worker knows of each counter.
+        self.known: dict[tuple[str, str], Ghost] = {}
+        #: By counter: when it had which count and limit in the store, as long as it was so.
+        self.timeline: dict[str, list[tuple[float, State]]] = {}
+        #: By worker and counter: when the heart got a verdict.
+        self.verdicts: dict[tuple[str, str], list[float]] = {}
+        #: By worker and counter: when a verdict said that nothing is left, with its count and limit.
+        self.halts: dict[tuple[str, str], list[tuple[float, tuple[int, int]]]] = {}
+        #: By counter and epoch of the store.
+        self._eras: dict[tuple[str, int], int] = {}
+        self._changes = 0
+        self._reader = hiredis.Reader()
+        self._nodes: list[Ghost] = [NOTHING]
+        self._replies: dict[tuple[str, str, int], list[tuple[bytes, Ghost]]] = {}
+        self._batches: dict[tuple[str, str, int, int], Batch] = {}
+        #: By worker and counter: when the batch that is on its way was first sent, and its sequence.
+        self._sent: dict[tuple[str, str], tuple[int, float]] = {}
+        self._kinds: dict[bytes, str] = {}
+        for kind, script in (("claim", scripts.CLAIM), ("put", scripts.PUT), ("delete", scripts.DELETE)):
+            self._kinds[script.source] = self._kinds[script.digest.encode()] = kind
+
+    @property
+    def losses(self) -> int:
+        """How often the store's data went back or away."""
+        return len(self.lost_at)
+
+    def lose(self) -> None:
+        """The store's data has gone back or away."""
+        self.lost_at.append(self._world.time())
+
+    # What the servers execute.
+
+    def execute(self, machine: Machine, connection: Connection, command: list[bytes], tag: Any) -> bytes:
+        verb = command[0].upper()
+        if verb not in (b"EVALSHA", b"EVAL"):
+            return connection.session.execute(command)
+        kind = self._kinds.get(command[1])
+        if kind is None:
+            return connection.session.execute(command)
+        name = command[3].partition(b"{")[2].partition(b"}")[0].decode()
+        before, known = self.look(machine, name), self.ghost(machine, name)
+        reply = connection.session.execute(command)
+        if reply.startswith(b"-"):
+            self._history.note(name, f"{machine.name} ← {connection.process.name} {kind}: {reply[:40]!r}")
+            return reply
+        after = self.look(machine, name)
+        call = tag if isinstance(tag, Call) and tag.name == name and self.tagged else None
+        words = self._read(reply).split()
+        arguments = command[3 + int(command[2]) :]
+        self._history.note(
+            name,
+            f"{machine.name} ← {connection.process.name} {kind} {b' '.join(arguments).decode()} → {b' '.join(words).decode()}"
+            f" [count {before.taken} → {after.taken}, limit {after.limit}]",
+        )
+        stored, known = known, self._lifted(name, known, before, after)
+        if kind == "claim":
+            node = self._claimed(connection, name, call, known, before, after, words)
+        else:
+            node = self._changed(name, kind, call, known, before, after, words, arguments)
+        if after.epoch is not None:
+            self._eras.setdefault((name, after.epoch), node.era)
+        if node is not stored:
+            self._write(machine, name, node)
+        if machine is self.primary:
+            self._point(name, after)
+        if call is not None and words and words[0][:1].isdigit():
+            call.node = self._told(call, reply, node)
+        elif call is not None and words == [b"OK"]:
+            call.node = node
+        return reply
+
+    def _lifted(self, name: str, known: Ghost, before: State, after: State) -> Ghost:
+        """What the data knows once somebody has told it of a later epoch than its own: of that, nothing else yet."""
+        era = 0 if after.epoch is None else self._eras.get((name, after.epoch), 0)
+        if after.epoch == before.epoch or era <= known.era:
+            return known
+        return Ghost(era, known.change)
+
+    def _claimed(
+        self,
+        connection: Connection,
+        name: str,
+        call: Call | None,
+        known: Ghost,
+        before: State,
+        after: State,
+        words: list[bytes],
+    ) -> Ghost:
+        if not words[0].isdigit() or after == before:
+            return known
+        count = int(words[BEFORE])
+        assert after.taken is not None
+        node = known
+        worker = connection.process.name
+        if before.taken is None:
+            node = node._replace(limit=after.limit)
+        if words[-1].startswith(b"^") and call is not None:
+            # Lifted to what the worker knew: from now on the store knows that too.
+            if call.known.change > known.change and call.known.limit not in (None, after.limit):
+                self._history.object(
+                    "an older limit wins",
+                    name,
+                    f"{worker} knew the limit {call.known.limit}, and the store was lifted to its count with {after.limit}",
+                )
+            node = node.merged(call.known)
+        elif after.taken > count:
+            if count < known.high:
+                self._history.object(
+                    "the store counts on from less than it knew",
+                    name,
+                    f"{worker} was given {count + 1} to {after.taken}, but the store had given up to {known.high}",
+                )
+            if call is not None:
+                self._judge_worker(call, known, count, after)
+        if after.taken > count:
+            self._history.grants.append(Grant(self._world.time(), worker, name, count + 1, after.taken, node.era))
+            if node.limit is not None and after.taken > node.limit and not self.raises:
+                self._history.object(
+                    "admitted past the limit",
+                    name,
+                    f"{worker} was given {count + 1} to {after.taken}, but the limit is {node.limit}",
+                )
+        return node._replace(high=max(node.high, after.taken))
+
+    def _judge_worker(self, call: Call, known: Ghost, count: int, after: State) -> None:
+        """A worker that knows more than the store has must notice."""
+        worker = call.known
+        if worker.era >= known.era and count < worker.high:
+            self._history.object(
+                "a worker admits from less than it has seen",
+                call.name,
+                f"{call.worker} was given {count + 1} to {after.taken}, but it has seen {worker.high}",
+            )
+        elif worker.change > known.change and not (worker.change == worker.era and not worker.high and not known.high):
+            self._history.object(
+                "a worker admits from a store that lost a change it has seen",
+                call.name,
+                f"{call.worker} was given {count + 1} to {after.taken} under the limit {after.limit}, but it knows "
+                f"{worker}, and the store {known}",
+            )
+
+    def _changed(
+        self,
+        name: str,
+        kind: str,
+        call: Call | None,
+        known: Ghost,
+        before: State,
+        after: State,
+        words: list[bytes],
+        arguments: list[bytes],
+    ) -> Ghost:
+        done = words[0][:1].isdigit() or words[0] == b"OK"
+        if not done or before == after:
+            return known
+        operation = None if call is None else call.operation
+        if operation is not None and operation.decided is not None and not self.clock_stepped:
+            self._history.object(
+                "an operator's command has an effect after its answer",
+                name,
+                f"answered {operation.decision} at {operation.decided:.6f}: {operation}",
+            )
+        self._changes += 1
+        change = self._changes
+        if kind == "delete" or b"restart" in arguments:
+            if after.taken:
+                self._history.object("a reset counts from 0", name, f"the count is {after.taken}")
+            return Ghost(change, change, 0, after.limit)
+        if words[-1].startswith(b"^") and call is not None:
+            known = known.merged(call.known)
+        count = after.taken or 0
+        if count < known.high:
+            self._history.object(
+                "a change keeps the count", name, f"the count is {count}, but the store had given up to {known.high}"
+            )
+        if call is not None and call.kind == "put" and call.known.era >= known.era and count < call.known.high:
+            self._history.object(
+                "a change counts on from what its worker has seen",
+                name,
+                f"{call.worker} has seen {call.known.high}, and the count is {count}",
+            )
+        return known._replace(change=change, high=max(known.high, count), limit=after.limit)
+
+    def _told(self, call: Call, reply: bytes, node: Ghost) -> Ghost:
+        """What a reply tells: a receipt tells what was so when it was written."""
+        if call.batch is None:
+            return node
+        replies = self._replies.setdefault((call.worker, call.name, call.batch.sequence), [])
+        for earlier, then in replies:
+            if earlier == reply:
+                return then
+        replies.append((reply, node))
+        return node
+
+    # What the data of a server is.
+
+    def look(self, machine: Machine, name: str) -> State:
+        found = self._ask(machine, b"HMGET", b"pythonricing:{%b}" % name.encode(), *FIELDS)
+        count, limit, epoch, lost, deleted = found
+        return State(
+            None if count is None or (deleted and not lost) else int(count),
+            None if limit is None else int(limit),
+            None if epoch is None else int(epoch),
+            lost,
+            deleted,
+        )
+
+    def ghost(self, machine: Machine, name: str) -> Ghost:
+        found = self._ask(machine, b"GET", b"ghost:%b" % name.encode())
+        return NOTHING if found is None else self._nodes[int(found)]
+
+    def _write(self, machine: Machine, name: str, node: Ghost) -> None:
+        self._nodes.append(node)
+        self._ask(machine, b"SET", b"ghost:%b" % name.encode(), b"%d" % (len(self._nodes) - 1))
+
+    def _ask(self, machine: Machine, *command: bytes) -> Any:
+        return self._read(machine.eye.execute(list(command)))
+
+    def _read(self, reply: bytes) -> Any:
+        self._reader.feed(reply)
+        return self._reader.gets()
+
+    def _point(self, name: str, state: State) -> None:
+        line = self.timeline.setdefault(name, [])
+        if not line or line[-1][1] != state:
+            line.append((self._world.time(), state))
+
+    def look_again(self) -> None:
+        """Something happened to the data of the store."""
+        for name in self.timeline:
+            self._point(name, self.look(self.primary, name))
+
+    # What the hearts are told.
+
+    def begin(self, worker: str, kind: str, what: Any) -> Call:
+        name = what if isinstance(what, str) else what.name
+        call = Call(worker, kind, name, self.known.get((worker, name), NOTHING), self.losses)
+        if kind == "claim":
+            call.batch, call.seen = what, what.seen
+            sequence, _ = self._sent.get((worker, name), (None, 0.0))
+            if sequence != what.sequence:
+                self._sent[worker, name] = (what.sequence, self._world.time())
+            self._batches[worker, name, what.sequence, what.attempt] = what
+            for key in filter(None, what.keys or ()):
+                found = self._ask(self.primary, b"GET", f"ghost:{name}:key:{key}".encode())
+                if found is not None:
+                    era, count = found.split()
+                    call.first_uses[key] = (int(era), int(count))
+        return call
+
+    def sent_at(self, worker: str, name: str) -> float:
+        return self._sent[worker, name][1]
+
+    def answered(self, call: Call, result: Any) -> None:
+        """The store's answer has reached the heart."""
+        if call.node is not None and call.kind != "configure":
+            have = self.known.get((call.worker, call.name), NOTHING)
+            self.known[call.worker, call.name] = have.merged(call.node)
+        if call.kind == "claim":
+            self._judge_verdict(call, result)
+
+    def failed(self, call: Call, error: Exception) -> None:
+        """The store's error has reached the heart."""
+        if isinstance(error, NoSuchCounter):
+            self.known.pop((call.worker, call.name), None)
+        elif isinstance(error, StateLost):
+            if not self.losses:
+                self._history.object(
+                    "a loss is none", call.name, f"{call.worker} was told of one, but nothing was lost"
+                )
+            elif call.losses == self.losses:
+                self._spoken(call)
+
+    def _spoken(self, call: Call) -> None:
+        """The store was told what a worker has seen, and owns to have lost it."""
+        seen = call.seen
+        stored = self.ghost(self.primary, call.name)
+        if seen is not None and seen.count <= call.known.high and call.known.era >= stored.era:
+            high = max(seen.count, stored.high) if call.known.era == stored.era else seen.count
+            self._write(self.primary, call.name, stored._replace(era=call.known.era, high=high))
+
+    def _judge_verdict(self, call: Call, verdict: Any) -> None:
+        assert call.batch is not None
+        self.verdicts.setdefault((call.worker, call.name), []).append(self._world.time())
+        batch = self._batches.get((call.worker, call.name, call.batch.sequence, verdict.attempt))
+        if batch is None:
+            self._history.object("a receipt names one of the compositions", call.name, f"{verdict} for {call.batch}")
+            return
+        count, replays = verdict.before, iter(verdict.replays)
+        admissions: list[tuple[str, int, bool]] = []
+        for size, key in zip(batch.sizes, batch.keys or [None] * len(batch.sizes), strict=True):
+            replay = None if key is None else next(replays, None)
+            if replay is not None:
+                if key is not None and replay.admitted:
+                    admissions.append((key, replay.count, True))
+            elif count + size <= verdict.limit:
+                count += size
+                if key is not None:
+                    admissions.append((key, count, False))
+        if count >= verdict.limit:
+            halts = self.halts.setdefault((call.worker, call.name), [])
+            halts.append((self._world.time(), (count, verdict.limit)))
+        if call.losses == self.losses and call.node is not None:
+            for key, last, replayed in admissions:
+                self._judge_key(call, call.node, key, last, replayed)
+
+    def _judge_key(self, call: Call, node: Ghost, key: str, last: int, replayed: bool) -> None:
+        """A key's admission is the first one of its era that the store knows of."""
+        era, first = call.first_uses.get(key, (-1, 0))
+        if era < node.era:
+            self._ask(self.primary, b"SET", f"ghost:{call.name}:key:{key}".encode(), b"%d %d" % (node.era, last))
+            if replayed and first == last and era >= 0 and not self.losses:
+                given = any(grant.era == node.era and grant.low <= last <= grant.high for grant in self._history.grants)
+                if not given:
+                    self._history.object("a reset forgets keys", call.name, f"key {key} got {last} of before it again")
+        elif era == node.era and first != last:
+            self._history.object("one key, one admission", call.name, f"key {key} got {first} first, and now {last}")
+
+
+#: The word of a claim's reply that is the count before it.
+BEFORE = 5
+FIELDS = (b"count", b"limit", b"epoch", b"lost", b"deleted")
+
+
+class Watched:
+    """A worker's store, with the observer told of what it is asked and what it answers."""
+
+    def __init__(self, store: Any, worker: str, observer: Observer) -> None:
+        self.__dict__.update(_store=store, _worker=worker, _observer=observer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._store, name, value)
+
+    async def _watch(self, kind: str, what: Any, *arguments: Any, **options: Any) -> Any:
+        call = self._observer.begin(self._worker, "configure" if "configure" in arguments else kind, what)
+        TAG.set(call)
+        if arguments:
+            call.seen = getattr(arguments[0], "seen", arguments[0])
+        try:
+            result = await getattr(self._store, kind)(what, *arguments, **options)
+        except Exception as error:
+            self._observer.failed(call, error)
+            raise
+        self._observer.answered(call, result)
+        return result
+
+    async def claim(self, batch: Batch) -> Any:
+        return await self._watch("claim", batch)
+
+    async def read(self, name: str, *arguments: Any, **options: Any) -> Any:
+        return await self._watch("read", name, *arguments, **options)
+
+    async def put(self, name: str, *arguments: Any, **options: Any) -> Any:
+        return await self._watch("put", name, *arguments, **options)
+
+    async def delete(self, name: str, *arguments: Any, **options: Any) -> Any:
+        return await self._watch("delete", name, *arguments, **options)

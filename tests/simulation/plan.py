@@ -1,0 +1,107 @@
+"""What a seed makes of the world: who is in it, how they behave, and what goes wrong when.
+
+Swarm testing (Groce et al., "Swarm Testing", ISSTA 2012): a seed draws which kinds of fault there are at all and how
+frequent each is, so that a fault is not always drowned in others.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+#: Every kind of fault, and how likely it is to be in a history at all.
+KINDS = {
+    "cut": 0.3,  # a connection is lost, with a part of what is under way
+    "silent cut": 0.15,  # ... and its client isn't told
+    "trip": 0.35,  # a connection is lost in the middle of its next reply
+    "stall up": 0.25,  # what a connection carries to the server is held back
+    "stall down": 0.25,  # ... to the worker
+    "partition": 0.15,  # a worker and the store don't hear each other, in one direction or both
+    "kill": 0.3,  # a worker ends at once
+    "stop": 0.2,  # a worker ends in an orderly way
+    "pause": 0.2,  # a worker stands still
+    "restart": 0.2,  # the store is started again: what was not synced is gone
+    "freeze": 0.15,  # the store stands still
+    "flush": 0.12,  # FLUSHALL
+    "restore": 0.15,  # the store comes back as it was a while ago
+    "failover": 0.15,  # a replica takes over with what it has
+    "full": 0.1,  # the store is out of memory
+    "clock": 0.1,  # the store's clock is stepped
+    "outage": 0.05,  # the store is gone for more than an hour
+}
+#: For how many seconds each lasts, at most.
+LASTS = {
+    "stall up": 6.0,
+    "stall down": 6.0,
+    "partition": 6.0,
+    "kill": 2.0,
+    "stop": 2.0,
+    "pause": 4.0,
+    "restart": 3.0,
+    "freeze": 4.0,
+    "restore": 4.0,
+    "full": 3.0,
+}
+
+
+class Fault(NamedTuple):
+    """`draws` decide whom it hits and how; a fault is the same whichever others happen."""
+
+    when: float
+    kind: str
+    seconds: float
+    draws: tuple[float, float, float]
+
+    def __str__(self) -> str:
+        draws = ", ".join(f"{draw:.3f}" for draw in self.draws)
+        return f"{self.when:.6f} {self.kind} for {self.seconds:.3f} s ({draws})"
+
+
+class Plan:
+    """See the module."""
+
+    def __init__(self, seed: int | str) -> None:
+        draw = random.Random(f"plan {seed}")
+        self.workers = draw.randint(2, 4)
+        self.counters = ["default", "seats", "cups"][: draw.randint(2, 3)]
+        self.limits = {name: draw.choice((draw.randint(5, 40), draw.randint(40, 200))) for name in self.counters}
+        #: The limit that the settings give `default`.
+        self.setting = self.limits["default"] if draw.random() < 0.3 else None
+        self.halt_cache = draw.choice((0.1, 0.1, 0.5, 0.0))
+        self.on_loss = draw.choice(("halt", "halt", "halt", "raise"))
+        self.latency = draw.choice((0.0001, 0.001, 0.02))
+        self.timeout = 2.0 if self.latency > 0.01 else draw.choice((2.0, 0.5))
+        self.spread = self.latency * draw.choice((0.1, 0.5, 2.0))
+        self.late = draw.choice((0.3, 0.7, 1.0))
+        self.fsync = draw.choice(("always", "everysec"))
+        self.clients = draw.randint(4, 12)
+        self.claims = max(4, round(200 / self.clients))
+        self.think = draw.choice((0.02, 0.1, 0.4))
+        self.burst = draw.choice((1, 2, 6))
+        self.sizes = draw.choice(((1,), (1, 1, 2, 3), (1, 2, 5, 9)))
+        self.keyed = draw.choice((0.0, 0.2, 0.6))
+        self.again = draw.choice((0.0, 0.2, 0.5))  # how likely a key is used again later
+        self.patience = draw.choice((90.0, 90.0, 3.0, 0.3))
+        self.operators = draw.choice((0, 1, 1, 2))
+        self.operates = draw.choice((0.2, 1.0, 3.0))  # seconds between an operator's commands
+        #: What an operator does, by weight.
+        self.words = {word: draw.random() ** 2 for word in ("raise", "lower", "deploy", "reset", "read")}
+        self.repairs = draw.choice(("put", "reset", "nothing"))
+        self.lag = draw.choice((0.01, 0.3, 2.0))
+        self.faults = self._draw_faults(draw)
+        self.replicated = any(fault.kind == "failover" for fault in self.faults)
+
+    def _draw_faults(self, draw: random.Random) -> list[Fault]:
+        weights = {kind: draw.random() for kind, chance in KINDS.items() if draw.random() < chance}
+        span = self.claims * self.think * 1.2 + 0.5
+        faults = []
+        for _ in range(draw.choice((0, 2, 4, 8, 12)) if weights else 0):
+            kind = draw.choices(list(weights), list(weights.values()))[0]
+            if kind == "outage":
+                if any(fault.kind == "outage" for fault in faults):
+                    continue
+                seconds = draw.uniform(700, 8000)
+            else:
+                seconds = LASTS.get(kind, 0.0) * draw.random() ** 2
+            faults.append(Fault(draw.random() * span, kind, seconds, (draw.random(), draw.random(), draw.random())))
+        return sorted(faults)

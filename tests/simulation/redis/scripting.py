@@ -1,0 +1,222 @@
+"""Scripts, run by the real Lua 5.1; what they see of the server is redis.call and the conversions of replies."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import lupa.lua51
+
+from tests.simulation.redis.replies import NO_SCRIPT, OK, Reply, ReplyError, Status
+from tests.simulation.redis.table import Arguments, command, integer, number_text
+
+if TYPE_CHECKING:
+    from tests.simulation.redis.server import Server
+
+#: Items that Lua takes as arguments of one call; its stack has room for some 8,000.
+MAX_ARGUMENTS = 5000
+
+PRELUDE = rb"""
+local command, sha1hex = ...
+local getinfo, setfenv, loadstring, xpcall, setmetatable = debug.getinfo, setfenv, loadstring, xpcall, setmetatable
+local type, tostring, error, rawset = type, tostring, error, rawset
+
+local function copy(library, without)
+  local copied = {}
+  for name, value in pairs(library) do
+    if name ~= without then copied[name] = value end
+  end
+  return copied
+end
+
+local function call(...)
+  local reply = command(...)
+  if type(reply) == 'table' and reply.err then error(reply) end
+  return reply
+end
+
+local function failure(text)
+  return { err = text }
+end
+
+-- What Redis adds: the "ERR" and where it happened in the script.
+local function explain(problem)
+  if type(problem) == 'userdata' then return problem end
+  if type(problem) ~= 'table' then problem = { err = 'ERR ' .. tostring(problem) } end
+  local level, info = 2
+  repeat
+    info = getinfo(level, 'Sl')
+    level = level + 1
+  until not info or info.source == '@user_script'
+  return { raised = problem.err or 'ERR unknown error', line = info and info.currentline }
+end
+
+local library = {
+  call = call, pcall = command, sha1hex = sha1hex, log = function() end,
+  LOG_DEBUG = 0, LOG_VERBOSE = 1, LOG_NOTICE = 2, LOG_WARNING = 3,
+  replicate_commands = function() return true end,
+  status_reply = function(text) return { ok = text } end,
+  error_reply = function(text)
+    if string.sub(text, 1, 1) == '-' then text = string.sub(text, 2) end
+    if not string.find(text, ' ', 1, true) then text = 'ERR ' .. text end
+    return { err = text }
+  end,
+}
+local environment = {
+  redis = library, server = library,
+  string = copy(string, 'dump'), table = copy(table), math = copy(copy(math, 'random'), 'randomseed'),
+  assert = assert, error = error, getmetatable = getmetatable, ipairs = ipairs, next = next, pairs = pairs,
+  pcall = pcall, rawequal = rawequal, rawget = rawget, rawset = rawset, select = select, setmetatable = setmetatable,
+  tonumber = tonumber, tostring = tostring, type = type, unpack = unpack, xpcall = xpcall, _VERSION = _VERSION,
+}
+environment._G = environment
+setmetatable(environment, {
+  __index = function(_, name) error('Script attempted to access nonexistent global variable \'' .. name .. '\'') end,
+  __newindex = function() error('Attempt to modify a readonly table') end,
+})
+
+local function compile(source)
+  local compiled, problem = loadstring(source, '@user_script')
+  if not compiled then return problem end
+  return setfenv(compiled, environment)
+end
+
+local function run(script, keys, arguments)
+  rawset(environment, 'KEYS', keys)
+  rawset(environment, 'ARGV', arguments)
+  local _, reply = xpcall(script, explain)
+  return reply
+end
+
+return {
+  compile = compile, run = run, failure = failure,
+  status = library.status_reply, array = function(...) return { ... } end,
+}
+"""
+
+
+class Interpreter:
+    """Lua, one for all servers of the process: scripts keep nothing between two calls, and are compiled once."""
+
+    def __init__(self) -> None:
+        self._server: Server
+        self._compiled: dict[bytes, Any] = {}
+        self._lua = lupa.lua51.LuaRuntime(encoding=None, register_eval=False, register_builtins=False)
+        load = self._lua.eval(b"function(source, ...) return loadstring(source)(...) end")
+        made = load(PRELUDE, self._call, lambda text: hashlib.sha1(text).hexdigest().encode())
+        self._compile, self._run, self._failure = made[b"compile"], made[b"run"], made[b"failure"]
+        self._status, self._array = made[b"status"], made[b"array"]
+
+    def compile(self, source: bytes) -> bytes:
+        """The digest of a script. Raises ReplyError."""
+        digest = hashlib.sha1(source).hexdigest().encode()
+        if digest not in self._compiled:
+            compiled = self._compile(source)
+            if type(compiled) is bytes:
+                raise ReplyError(b"ERR Error compiling script (new function): %b" % compiled)
+            self._compiled[digest] = compiled
+        return digest
+
+    def run(self, server: Server, digest: bytes, keys: Arguments, arguments: Arguments) -> Reply:
+        self._server = server
+        reply = self._run(self._compiled[digest], self._table(keys), self._table(arguments))
+        return reply if type(reply) is bytes else self._from_lua(reply, digest)
+
+    def _call(self, *values: Any) -> Any:
+        """redis.pcall: a command of the running script."""
+        try:
+            return self._to_lua(self._server.call_in_script([v if type(v) is bytes else _word(v) for v in values]))
+        except ReplyError as error:
+            return self._failure(error.text)
+
+    def _to_lua(self, reply: Reply) -> Any:
+        kind = type(reply)
+        if kind is bytes or kind is int:
+            return reply
+        if reply is None:
+            return False
+        if kind is Status:
+            return self._status(bytes(reply))  # type: ignore[arg-type]
+        return self._table([self._to_lua(item) for item in reply])  # type: ignore[union-attr]
+
+    def _table(self, items: Any) -> Any:
+        return self._array(*items) if len(items) < MAX_ARGUMENTS else self._lua.table_from(items)
+
+    def _from_lua(self, value: Any, digest: bytes = b"") -> Reply:
+        if value is None or value is False:
+            return None
+        if value is True:
+            return 1
+        if isinstance(value, (int, float)):
+            return int(value)
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, BaseException):
+            raise value  # a mistake in here, not an error of the script
+        if lupa.lua51.lua_type(value) != "table":
+            return None
+        if (text := value[b"raised"]) is not None:
+            line = value[b"line"]
+            where = b"" if line is None else b", on @user_script:%d." % line
+            raise ReplyError(b"%b script: %b%b" % (text, digest, where))
+        if (text := value[b"err"]) is not None:
+            raise ReplyError(text)
+        if (text := value[b"ok"]) is not None:
+            return Status(text)
+        items: list[Reply] = []
+        while (item := value[len(items) + 1]) is not None:
+            items.append(self._from_lua(item))
+        return items
+
+
+def _word(value: Any) -> bytes:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number_text(value)
+    raise ReplyError(b"ERR Command arguments must be strings or integers")
+
+
+LUA = Interpreter()
+
+
+@command("EVAL", -3, no_script=True)
+def eval_(server: Server, words: Arguments) -> Reply:
+    count = _keys(words)
+    digest = LUA.compile(words[1])
+    server.scripts.add(digest)
+    return server.run_script(digest, words[3 : 3 + count], words[3 + count :])
+
+
+@command("EVALSHA", -3, no_script=True)
+def evalsha(server: Server, words: Arguments) -> Reply:
+    count = _keys(words)
+    digest = words[1].lower()
+    if digest not in server.scripts:
+        raise ReplyError(NO_SCRIPT)
+    return server.run_script(digest, words[3 : 3 + count], words[3 + count :])
+
+
+def _keys(words: Arguments) -> int:
+    count = integer(words[2])
+    if count > len(words) - 3:
+        raise ReplyError(b"ERR Number of keys can't be greater than number of args")
+    if count < 0:
+        raise ReplyError(b"ERR Number of keys can't be negative")
+    return count
+
+
+@command("SCRIPT LOAD", 3, no_script=True)
+def script_load(server: Server, words: Arguments) -> Reply:
+    digest = LUA.compile(words[2])
+    server.scripts.add(digest)
+    return digest
+
+
+@command("SCRIPT EXISTS", -3, no_script=True)
+def script_exists(server: Server, words: Arguments) -> Reply:
+    return [int(digest.lower() in server.scripts) for digest in words[2:]]
+
+
+@command("SCRIPT FLUSH", -2, no_script=True)
+def script_flush(server: Server, words: Arguments) -> Reply:
+    server.scripts.clear()
+    return OK

@@ -1,0 +1,99 @@
+"""The table of commands, and what all of them need to read their arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+
+from tests.simulation.redis.replies import NOT_A_FLOAT, NOT_AN_INTEGER, SYNTAX, ReplyError
+
+if TYPE_CHECKING:
+    from tests.simulation.redis.replies import Reply
+
+Arguments: TypeAlias = Sequence[bytes]
+#: Gets the Server (or as much of it as it needs) and the words of the command, its name first.
+Handler: TypeAlias = Callable[[Any, Arguments], "Reply"]
+H = TypeVar("H", bound=Handler)
+
+
+class Command(NamedTuple):
+    handler: Handler
+    name: bytes  # as errors spell it
+    arity: int  # number of words; negative: at least so many
+    write: bool
+    deny_oom: bool  # may use more memory
+    no_script: bool
+
+
+COMMANDS: dict[bytes, Command] = {}
+#: Those whose second word says what to do, as in CONFIG GET; by both words.
+SUBCOMMANDS: dict[bytes, dict[bytes, Command]] = {}
+
+
+def command(
+    name: str, arity: int, *, write: bool = False, deny_oom: bool = False, no_script: bool = False
+) -> Callable[[H], H]:
+    """Enter a handler into the table. `name` may have two words."""
+
+    def enter(handler: H) -> H:
+        first, _, second = name.encode().partition(b" ")
+        entry = Command(handler, name.lower().replace(" ", "|").encode(), arity, write or deny_oom, deny_oom, no_script)
+        if second:
+            SUBCOMMANDS.setdefault(first, {})[second] = entry
+        else:
+            COMMANDS[first] = entry
+        return handler
+
+    return enter
+
+
+def look_up(words: Arguments) -> Command | None:
+    found = COMMANDS.get(words[0])
+    if found is not None:
+        return found
+    first = words[0].upper()
+    if first not in SUBCOMMANDS:
+        return COMMANDS.get(first)
+    if len(words) < 2:
+        raise ReplyError(wrong_number(first.lower()))
+    found = SUBCOMMANDS[first].get(words[1].upper())
+    if found is None:
+        raise ReplyError(b"ERR unknown subcommand '%b'. Try %b HELP." % (words[1], first))
+    return found
+
+
+def fits(found: Command, words: Arguments) -> bool:
+    return len(words) == found.arity if found.arity > 0 else len(words) >= -found.arity
+
+
+def wrong_number(name: bytes) -> bytes:
+    return b"ERR wrong number of arguments for '%b' command" % name
+
+
+INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
+FLOAT = re.compile(rb"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|inf(inity)?)", re.IGNORECASE)
+
+
+def integer(word: bytes, message: bytes = NOT_AN_INTEGER) -> int:
+    """A signed number of 64 bits, spelled the one way Redis knows. Raises ReplyError."""
+    if INTEGER.fullmatch(word) and -(2**63) <= (number := int(word)) < 2**63:
+        return number
+    raise ReplyError(message)
+
+
+def floating(word: bytes, message: bytes = NOT_A_FLOAT) -> float:
+    if FLOAT.fullmatch(word):
+        return float(word)
+    raise ReplyError(message)
+
+
+def number_text(number: float) -> bytes:
+    """A double as Redis writes it: whole ones without a point."""
+    if number == int(number) if abs(number) < 2**63 else False:
+        return b"%d" % int(number)
+    return repr(number).encode()
+
+
+def syntax_error() -> ReplyError:
+    return ReplyError(SYNTAX)

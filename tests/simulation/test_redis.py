@@ -1,0 +1,348 @@
+"""The simulated Redis, held to a real Valkey: the same commands get the same replies and leave the same data."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+import pytest
+
+from loadtests.rig.waiting import wait_until
+from pythonricing.stores.redis.store import CLAIM, DELETE, PUT
+from tests.simulation.redis import Hash, Members, Scores, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from loadtests.rig.redis import RedisServer
+
+KEYS = [b"a", b"b", b"c", b"d", b"e"]
+WORDS = [b"x", b"y", b"z", b"longer", b"", b"\x00\xff", b"1", b"10"]
+NUMBERS = [b"0", b"1", b"-1", b"5", b"42", b"9007199254740993", b"9223372036854775807", b"-9223372036854775808"]
+ODD_NUMBERS = [b"", b"01", b"+1", b"1.5", b" 1", b"abc", b"-0", b"9223372036854775808", b"1e3", b"inf", b"nan"]
+SCORES = [b"0", b"1", b"-1", b"2.5", b"1e3", b"inf", b"-inf", b"+inf", b"0.1", b"1700000000000000", b".5", b"3."]
+ENDS = [b"-", b"+", b"[x", b"(x", b"[y", b"(z", b"[", b"x"]
+BOUNDS = [b"-inf", b"+inf", b"0", b"(0", b"1", b"(1", b"2.5", b"(1000"]
+#: Moments far ahead, and past ones; nothing between, so that a busy machine makes no difference.
+SECONDS = [b"1000", b"100000", b"0", b"-1"]
+MOMENTS = [b"4102444800", b"4102444900", b"1", b"-5"]
+
+SCRIPTS = [
+    b"return {1, 2.9, -2.9, 'x', false, true, {3, {4}}, nil, 5}",
+    b"return {redis.call('GET', 'nothing'), 1}",
+    b"return redis.call('SET', KEYS[1], ARGV[1])",
+    b"return redis.status_reply('FINE')",
+    b"return redis.error_reply('MINE alone')",
+    b"return {err='OWN error'}",
+    b"return {ok='fine'}",
+    b"return redis.pcall('HGET', KEYS[1], 'x')",
+    b"local reply = redis.pcall('HGET', KEYS[1], 'x')\nif type(reply) == 'table' then return reply.err end return reply",
+    b"return redis.call('HGETALL', KEYS[1])",
+    b"redis.call('SET', KEYS[1], 1)\n\nreturn redis.call('HGETALL', KEYS[1])",
+    b"local function inner() return redis.call('INCR', KEYS[1]) end\nlocal n = inner()\nreturn n + 0.5",
+    b"return redis.call('SET', KEYS[1], 12345678901234567)",
+    b"redis.call('SET', KEYS[1], 0.1) return redis.call('GET', KEYS[1])",
+    b"redis.call('SET', KEYS[1], 1e15) return redis.call('GET', KEYS[1])",
+    b"redis.call('SET', KEYS[1], -2) return redis.call('GET', KEYS[1])",
+    b"return redis.call('SET', KEYS[1])",
+    b"return redis.call('NOSUCH', KEYS[1])",
+    b"return redis.call('EVAL', 'return 1', 0)",
+    b"return redis.call('SET', KEYS[1], {})",
+    b"return redis.call('SET', KEYS[1], true)",
+    b"return undefined",
+    b"undefined = 1",
+    b"return 1 + nil",
+    b"error('on purpose')",
+    b"error({err='TABLE on purpose'})",
+    b"return nothing()",
+    b"return (",
+    b"return #KEYS .. ' ' .. #ARGV",
+    b"return tostring(9007199254740993)",
+    b"return 9007199254740993",
+    b"return {pcall(redis.call, 'HGET', KEYS[1], 'x')}",
+    b"return redis.sha1hex('')",
+    b"return string.format('%.0f', tonumber(ARGV[1]) or 0)",
+    b"return redis.call('TYPE', KEYS[1])",
+    b"return redis.call('TYPE', KEYS[1])['ok']",
+    b"return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')",
+    b"return redis.call('EXISTS', KEYS[1]) == 1",
+    b"return math.max(unpack({3, 1, 2}))",
+    b"return redis.call('PING')",
+    b"return nil",
+    b"",
+]
+
+
+class Real:
+    """A connection to a real server that shows its replies as they came."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        self._file = self._socket.makefile("rb")
+
+    def execute(self, command: list[bytes]) -> bytes:
+        self._socket.sendall(hiredis.pack_command(tuple(command)))  # type: ignore[arg-type]
+        return self._reply()
+
+    def _reply(self) -> bytes:
+        line = self._file.readline()
+        if line[:1] == b"$" and line != b"$-1\r\n":
+            return line + self._file.read(int(line[1:]) + 2)
+        if line[:1] == b"*":
+            return line + b"".join(self._reply() for _ in range(int(line[1:])))
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+def decoded(reply: bytes) -> Any:
+    reader = hiredis.Reader()
+    reader.feed(reply)
+    return reader.gets()
+
+
+class Pair:
+    """A real server and a simulated one that get the same commands."""
+
+    def __init__(self, real: RedisServer) -> None:
+        self.real = Real(real)
+        self.clock = 0
+        self.simulated = Server(lambda: self.clock)
+        self.session = self.simulated.connect()
+
+    def execute(self, *command: bytes) -> bytes:
+        """The real server's reply, and an assertion that the other's is the same."""
+        words = list(command)
+        expected = self.real.execute(words)
+        self.clock = self._moment(words[0].upper(), expected)
+        reply = self.session.execute(words)
+        if words[0].upper() in (b"TTL", b"PTTL"):
+            reply, expected = (re.sub(rb":[1-9]\d*", b":some", each) for each in (reply, expected))
+        elif words[0].upper() == b"SMEMBERS" and expected[:1] == b"*":
+            assert sorted(decoded(reply)) == sorted(decoded(expected)), words
+            return expected
+        assert reply == expected, words
+        return expected
+
+    def _moment(self, name: bytes, reply: bytes) -> int:
+        """The time of this command on the real server, as far as its reply tells it: an epoch is a moment."""
+        if name == b"TIME":
+            seconds, microseconds = decoded(reply)
+            return int(seconds) * 1_000_000 + int(microseconds)
+        now = time.time_ns() // 1000
+        epochs = [int(digits) for digits in re.findall(rb"(?<!\d)1\d{15}(?!\d)", reply)] if b"EVAL" in name else []
+        return next((epoch for epoch in epochs if abs(epoch - now) < 60_000_000 and epoch > self.clock), now)
+
+    def lapse(self, key: bytes) -> None:
+        """Let a key expire by the clock."""
+        self.execute(b"PEXPIRE", key, b"1")
+        wait_until(lambda: self.real.execute([b"EXISTS", key]) == b":0\r\n", "the key to expire")
+        self.clock += 10_000
+        assert self.session.execute([b"EXISTS", key]) == b":0\r\n"
+
+    def compare_data(self) -> None:
+        names = decoded(self.real.execute([b"KEYS", b"*"]))
+        contents = self.simulated.contents()
+        assert sorted(names) == sorted(contents)
+        for name, (value, expiry) in contents.items():
+            match value:
+                case bytes():
+                    stored, read = [b"GET", name], value
+                case Hash():
+                    stored, read = [b"HGETALL", name], [word for pair in value.items() for word in pair]
+                case Members():
+                    stored, read = [b"SMEMBERS", name], sorted(value)
+                case Scores():
+                    stored, read = [b"ZRANGE", name, b"0", b"-1"], [member for _, member in value.ordered()]
+            found = decoded(self.real.execute(stored))
+            assert (sorted(found) if isinstance(value, Members) else found) == read, name
+            assert (decoded(self.real.execute([b"PTTL", name])) > 0) == (expiry > 0), name
+
+
+@pytest.fixture
+def pair(empty_valkey: RedisServer) -> Iterator[Pair]:
+    empty_valkey.run("SCRIPT", "FLUSH")
+    made = Pair(empty_valkey)
+    yield made
+    made.real.close()
+
+
+class Generator:
+    """Commands on few keys, most of them right."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def key(self) -> bytes:
+        return self.pick(KEYS)
+
+    def pick(self, items: list[bytes]) -> bytes:
+        return self.random.choice(items)
+
+    def number(self) -> bytes:
+        return self.pick(NUMBERS if self.random.random() < 0.85 else ODD_NUMBERS)
+
+    def some(self, item: Callable[[], bytes], most: int = 3) -> list[bytes]:
+        return [item() for _ in range(self.random.randint(1, most))]
+
+    def options(self, options: list[list[bytes]]) -> list[bytes]:
+        chosen = self.random.sample(options, min(len(options), self.random.choice([0, 0, 0, 1, 1, 2, 3])))
+        return [word for option in chosen for word in option]
+
+    def word(self) -> bytes:
+        return self.pick(WORDS)
+
+    def command(self) -> list[bytes]:
+        words = self.random.choice(
+            [self.string, self.expiry, self.hash, self.set, self.sorted_set, self.sorted_set, self.script, self.other]
+        )()
+        if self.random.random() < 0.03:
+            words = words[: self.random.randint(1, len(words))]
+        if self.random.random() < 0.03:
+            words.append(self.word())
+        if self.random.random() < 0.1:
+            words[0] = words[0].lower()
+        return words
+
+    def string(self) -> list[bytes]:
+        key = self.key()
+        limits = [
+            [b"NX"],
+            [b"XX"],
+            [b"GET"],
+            [b"KEEPTTL"],
+            [self.pick([b"EX", b"px"]), self.pick(SECONDS)],
+            [b"EXAT", self.pick(MOMENTS)],
+            [b"PXAT", self.pick(MOMENTS) + b"000"],
+            [b"EX", self.pick(ODD_NUMBERS)],
+        ]
+        return self.random.choice(
+            [
+                [b"GET", key],
+                [b"SET", key, self.word(), *self.options(limits)],
+                [b"SET", key, self.number()],
+                [b"INCR", key],
+                [b"INCRBY", key, self.number()],
+            ]
+        )
+
+    def expiry(self) -> list[bytes]:
+        key = self.key()
+        moment = [[self.pick([b"NX", b"XX", b"gt", b"LT", b"YY"])], [self.pick([b"XX", b"GT", b"LT"])]]
+        return self.random.choice(
+            [
+                [b"EXPIRE", key, self.pick(SECONDS)],
+                [b"PEXPIRE", key, self.pick(SECONDS) + b"000"],
+                [b"EXPIRE", key, self.number()],
+                [b"EXPIREAT", key, self.pick(MOMENTS), *self.options(moment)],
+                [b"PEXPIREAT", key, self.pick(MOMENTS) + b"000", *self.options(moment)],
+                [b"PERSIST", key],
+                [b"TTL", key],
+                [b"PTTL", key],
+            ]
+        )
+
+    def hash(self) -> list[bytes]:
+        key = self.key()
+        return self.random.choice(
+            [
+                [b"HSET", key, *self.some(self.word, 4)],
+                [b"HSET", key, self.word(), self.number()],
+                [b"HGET", key, self.word()],
+                [b"HMGET", key, *self.some(self.word)],
+                [b"HDEL", key, *self.some(self.word)],
+                [b"HEXISTS", key, self.word()],
+                [b"HGETALL", key],
+                [b"HKEYS", key],
+                [b"HVALS", key],
+                [b"HLEN", key],
+                [b"HINCRBY", key, self.word(), self.number()],
+            ]
+        )
+
+    def set(self) -> list[bytes]:
+        key = self.key()
+        return self.random.choice(
+            [
+                [b"SADD", key, *self.some(self.word)],
+                [b"SREM", key, *self.some(self.word)],
+                [b"SISMEMBER", key, self.word()],
+                [b"SMEMBERS", key],
+                [b"SCARD", key],
+            ]
+        )
+
+    def sorted_set(self) -> list[bytes]:
+        key = self.key()
+        flags = [[b"NX"], [b"XX"], [b"GT"], [b"LT"], [b"CH"], [b"INCR"]]
+        limit = [b"LIMIT", self.pick([b"0", b"1", b"-1", b"x"]), self.pick([b"0", b"1", b"2", b"-1"])]
+        more = [limit, limit, [b"WITHSCORES"], [b"REV"]]
+        score = self.pick(SCORES if self.random.random() < 0.9 else ODD_NUMBERS)
+        return self.random.choice(
+            [
+                [b"ZADD", key, *self.options(flags), score, self.word()],
+                [b"ZADD", key, *self.options(flags), score, self.word(), self.pick(SCORES), self.word()],
+                [b"ZADD", key, b"0", self.word(), b"0", self.word(), b"0", self.word()],
+                [b"ZINCRBY", key, score, self.word()],
+                [b"ZREM", key, *self.some(self.word)],
+                [b"ZCARD", key],
+                [b"ZSCORE", key, self.word()],
+                [b"ZCOUNT", key, self.pick(BOUNDS), self.pick(BOUNDS)],
+                [b"ZRANGE", key, self.number(), self.number(), *self.options(more)],
+                [b"ZRANGE", key, b"0", b"-1", b"WITHSCORES"],
+                [b"ZRANGE", key, self.pick(ENDS), self.pick(ENDS), b"BYLEX", *self.options(more)],
+                [b"ZRANGE", key, self.pick(BOUNDS), self.pick(BOUNDS), b"BYSCORE", *self.options(more)],
+                [b"ZRANGEBYSCORE", key, self.pick(BOUNDS), self.pick(BOUNDS), *self.options(more)],
+                [b"ZRANGEBYLEX", key, self.pick(ENDS), self.pick(ENDS), *self.options(more)],
+                [b"ZREMRANGEBYSCORE", key, self.pick(BOUNDS), self.pick(BOUNDS)],
+            ]
+        )
+
+    def script(self) -> list[bytes]:
+        count = self.pick([b"1", b"1", b"1", b"0", b"2", b"9", b"-1", b"x"])
+        return [b"EVAL", self.pick(SCRIPTS), count, self.key(), self.word(), self.number()]
+
+    def other(self) -> list[bytes]:
+        key = self.key()
+        return self.random.choice(
+            [
+                [self.pick([b"DEL", b"UNLINK"]), *self.some(self.key, 2)],
+                [b"EXISTS", *self.some(self.key)],
+                [b"TYPE", key],
+                [b"DBSIZE"],
+                [b"PING"],
+                [b"PING", self.word()],
+                [b"ECHO", self.word()],
+                [b"TIME"],
+                [b"NOSUCH", self.word(), key],
+                [b"CONFIG", self.pick([b"NOSUCH", b"GET"]), b"nothing"],
+                [b"CONFIG"],
+                [b"CLIENT", b"SETNAME", b"me"],
+                [b"ASKING"],
+                [b"CLUSTER", b"INFO"],
+                [b"SCRIPT", b"EXISTS", b"0" * 40],
+                [b"EVALSHA", b"0" * 40, b"0"],
+                [b"EVALSHA", b"short", b"0"],
+                [b"WAIT", b"0", b"10"],
+                [b"WAIT", self.pick([b"0", b"x"]), self.pick([b"-1", b"x", b"0"])],
+                [b"SELECT", self.pick([b"0", b"16", b"x"])],
+                [b"HELLO", b"4"],
+                [b"HELLO", b"x"],
+            ]
+        )
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_same_commands_get_the_same_replies(pair: Pair, seed: int) -> None:
+    generator = Generator(seed)
+    for _ in range(600):
+        pair.execute(*generator.command())
+        if generator.random.random() < 0.005:
+            pair.lapse(generator.key())
+    pair.compare_data()
