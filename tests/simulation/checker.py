@@ -56,7 +56,8 @@ class Owners:
 
     def judge(self, op: Operation) -> None:
         """An admitted claim owns numbers that were given for it, and nobody else owns one of them."""
-        assert op.answer is not None and op.end is not None
+        assert op.answer is not None
+        assert op.end is not None
         high, low = op.answer[1], op.answer[1] - op.size + 1
         began = op.start if op.key is None else self._first_use[op.name, op.key]
         owner = f"{op.actor} at {op.start:.6f}" if op.key is None else f"key {op.key}"
@@ -81,7 +82,8 @@ class Owners:
 def _judge_refusal(scene: Scene, op: Operation) -> None:
     """There was no room at some moment while the claim waited, or in a halt cache that may be believed."""
     history, plan = scene.history, scene.plan
-    assert op.answer is not None and op.end is not None
+    assert op.answer is not None
+    assert op.end is not None
     _, count, limit = op.answer
     if count + op.size <= limit:
         history.object("a refusal says why", op.name, str(op))
@@ -155,9 +157,11 @@ def _judge_keys(scene: Scene) -> None:
     for op in history.operations:
         if op.key is None or not op.admitted:
             continue
-        assert op.answer is not None and op.end is not None
+        assert op.answer is not None
+        assert op.end is not None
         before = first.setdefault((op.name, op.key), op)
-        assert before.answer is not None and before.end is not None
+        assert before.answer is not None
+        assert before.end is not None
         began, ended = min(op.start, before.start), max(op.end, before.end)
         reset = any(start <= ended and began <= end for start, end in resets.get(op.name, ()))
         if before.answer[1] != op.answer[1] and not reset:

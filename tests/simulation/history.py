@@ -63,7 +63,7 @@ class Operation:
         key = f" key={self.key}" if self.key else ""
         end = "…" if self.end is None else f"{self.end:.6f}"
         answer = "?" if self.answer is None else " ".join(map(str, self.answer))
-        return f"{self.start:.6f}–{end} {self.actor} → {self.worker} {self.name}: {what}{key}: {answer}"
+        return f"{self.start:.6f}-{end} {self.actor} → {self.worker} {self.name}: {what}{key}: {answer}"
 
 
 class Grant(NamedTuple):

@@ -32,7 +32,9 @@ class Mutant(NamedTuple):
 
 
 TIMED_OUT = 'claim.future.set_exception(StoreUnavailable("the store did not answer in time"))'
-WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. reply, 'EX', ARGV[3])"
+WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])"
+CHANGE = "lost, limit, most, revision = false, new_limit, new_most, revision + 1"
+OLDER = "if not epoch or epoch < seen_epoch then"
 
 MUTANTS = {
     # Receipts
@@ -44,7 +46,7 @@ MUTANTS = {
     ),
     "receipt not checked": Mutant(store.CLAIM, "if receipt then", "if receipt and false then"),
     "receipt not written": Mutant(store.CLAIM, WRITE_RECEIPT, ""),
-    "receipt expires early": Mutant(store.CLAIM, WRITE_RECEIPT, WRITE_RECEIPT.replace("ARGV[3]", "1")),
+    "receipt expires early": Mutant(store.CLAIM, WRITE_RECEIPT, WRITE_RECEIPT.replace("ARGV[11]", "1")),
     "receipt of a later batch ignored": Mutant(
         store.CLAIM, "elseif tonumber(last) > sequence then", "elseif false then"
     ),
@@ -57,14 +59,21 @@ MUTANTS = {
     "another batch while one is on its way": Mutant((Lane, "claim"), "if self.task is None:", "if True:"),
     # What was seen
     "seen not sent": Mutant((Lane, "known"), "return self._seen", "return None"),
-    "count not compared": Mutant(store.CLAIM, "lost = count < seen_count", "lost = false"),
-    "older epoch believed": Mutant(store.CLAIM, "local older = epoch and epoch < seen_epoch", "local older = false"),
-    "absence believed": Mutant(store.CLAIM, "lost = not deleted", "lost = false"),
-    "tombstone forgotten": Mutant(store.DELETE, "redis.call('HSET', KEYS[1], 'deleted', 1)", ""),
-    "raise does not lift": Mutant(store.CLAIM, "count, lost = seen_count, false", "count, lost = count or 0, false"),
+    "count not compared": Mutant(store.CLAIM, "elseif not deleted and count < seen_count then", "elseif false then"),
+    "revision not compared": Mutant(store.CLAIM, "elseif revision < seen_revision then", "elseif false then"),
+    "older epoch believed": Mutant(store.CLAIM, "if not epoch or epoch < seen_epoch then", "if not epoch then"),
+    "absence believed": Mutant(
+        store.CLAIM,
+        "if not epoch or epoch < seen_epoch then",
+        "if not epoch then return false elseif epoch < seen_epoch then",
+    ),
+    "tombstone forgotten": Mutant(store.DELETE, "save()\nlocal reply", "redis.call('DEL', KEYS[1])\nlocal reply"),
+    "raise does not lift": Mutant(
+        store.CLAIM, "    lost = not raise", "    count, lost = tonumber(stored[1]) or 0, not raise"
+    ),
     # Limits
     "one more admitted": Mutant(
-        store.CLAIM, "local admitted = count - size <= limit", "local admitted = count - size <= limit + 1"
+        store.CLAIM, "local admitted = count + size <= limit", "local admitted = count + size <= limit + 1"
     ),
     "plain claims rounded up": Mutant(
         store.CLAIM, "math.floor((limit - count) / size)", "math.ceil((limit - count) / size)"
@@ -77,31 +86,34 @@ MUTANTS = {
     "record not believed": Mutant(
         store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if false then"
     ),
-    "record expires early": Mutant(store.CLAIM, "':'), 'EX', ARGV[4])", "':'), 'EX', 1)"),
+    "record expires early": Mutant(store.CLAIM, "'EX', admitted and ARGV[12] or ARGV[13])", "'EX', 1)"),
     "replays in the wrong order": Mutant(
         (Lane, "_settle"), "replays = iter(verdict.replays)", "replays = iter(verdict.replays[::-1])"
     ),
     # Operators
-    "change does not write the limit": Mutant(store.PUT, "redis.call('HSET', KEYS[1], 'limit', limit)", ""),
-    "change begins at 0": Mutant(
-        store.PUT,
-        "redis.call('HSET', KEYS[1], 'limit', limit)",
-        "redis.call('HSET', KEYS[1], 'limit', limit, 'count', 0)",
+    "change does not write the limit": Mutant(
+        store.PUT, CHANGE, "lost, most, revision = false, new_most, revision + 1"
     ),
-    "reset keeps the count": Mutant(store.PUT, "count = '0'", "count = count or '0'"),
+    "change begins at 0": Mutant(store.PUT, CHANGE, f"count = 0\n  {CHANGE}"),
+    "change is no revision": Mutant(store.PUT, CHANGE, CHANGE.replace("revision + 1", "revision")),
+    "late word executed": Mutant(store.PUT, "> tonumber(ARGV[9]) then", "> 2 ^ 53 then"),
+    "late deletion executed": Mutant(store.DELETE, "> tonumber(ARGV[9]) then", "> 2 ^ 53 then"),
+    "first to notice ends the loss": Mutant(store.PUT, "(how == 'configure' or not marked)", "how == 'configure'"),
+    "deletion not seen": Mutant((Counters, "delete"), "lane.see(seen)", "pass"),
+    "reset keeps the count": Mutant(
+        store.PUT, "start(deleted or how == 'restart')", "local kept = count or 0\n  start(true)\n  count = kept"
+    ),
     "halt cache kept after a change": Mutant((Lane, "unhalt"), "self._halted = None", "pass"),
     "halt cache believed for long": Mutant((Lane, "_settle"), "+ worker.halt_cache", "+ 60"),
     # What is told
     "orphans not told": Mutant((Lane, "_settle"), "if orphaned:", "if False:"),
-    "doubt not told": Mutant((Lane, "_send"), "worker.journal.in_doubt(self.name, len(claims))", "pass"),
+    "doubt not told": Mutant((Lane, "_give_up"), "self._worker.journal.in_doubt(self.name, len(claims))", "pass"),
     "doubt at the end not told": Mutant(
         (Counters, "close"), "self._journal.in_doubt(lane.name, lane.in_flight)", "pass"
     ),
     "given up is refused": Mutant((Lane, "expire"), TIMED_OUT, "claim.future.set_result(Answer(False, 10**9, 0))"),
     "nothing given up": Mutant((Lane, "expire"), TIMED_OUT, "pass"),
-    "every claim settled as one": Mutant(
-        (Lane, "_settle"), "answer = decide(count, limit, size, replay)", "answer = decide(count, limit, 1, replay)"
-    ),
+    "every claim settled as one": Mutant((Lane, "_settle"), "decide(count, limit, size,", "decide(count, limit, 1,"),
     # The connection
     "reply given to the wrong command": Mutant(
         (Pipeline, "data_received"), "self._waiting.popleft()", "self._waiting.pop()"
@@ -128,10 +140,14 @@ def mutated(name: str | None) -> Iterator[None]:
 
 
 def _script(script: store.Script, old: str, new: str, name: str) -> list[tuple[object, str, object]]:
-    undo = [(script, "source", script.source), (script, "digest", script.digest), (store, "SOURCES", store.SOURCES)]
+    undo: list[tuple[object, str, object]] = [
+        (script, "source", script.source),
+        (script, "digest", script.digest),
+        (store, "SOURCES", store.SOURCES),
+    ]
     source = _replaced(script.source.decode(), old, new, name).encode()
     script.source, script.digest = source, hashlib.sha1(source).hexdigest()
-    store.SOURCES = {each.digest: each.source for each in (store.CLAIM, store.PUT, store.DELETE)}
+    store.SOURCES = {each.digest: each.source for each in (store.CLAIM, store.PUT, store.DELETE, store.CLOCK)}
     return undo
 
 

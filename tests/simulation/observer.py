@@ -147,7 +147,8 @@ class Observer:
         arguments = command[3 + int(command[2]) :]
         self._history.note(
             name,
-            f"{machine.name} ← {connection.process.name} {kind} {b' '.join(arguments).decode()} → {b' '.join(words).decode()}"
+            f"{machine.name} ← {connection.process.name} {kind} {b' '.join(arguments).decode()} → "
+            f"{b' '.join(words).decode()}"
             f" [count {before.taken} → {after.taken}, limit {after.limit}]",
         )
         stored, known = known, self._lifted(name, known, before, after)
@@ -198,7 +199,8 @@ class Observer:
                 self._history.object(
                     "an older limit wins",
                     name,
-                    f"{worker} knew the limit {call.known.limit}, and the store was lifted to its count with {after.limit}",
+                    f"{worker} knew the limit {call.known.limit}, "
+                    f"and the store was lifted to its count with {after.limit}",
                 )
             node = node.merged(call.known)
         elif after.taken > count:

@@ -12,7 +12,6 @@ import hiredis
 import pytest
 
 from loadtests.rig.waiting import wait_until
-from pythonricing.stores.redis.store import CLAIM, DELETE, PUT
 from tests.simulation.redis import Hash, Members, Scores, Server
 
 if TYPE_CHECKING:
