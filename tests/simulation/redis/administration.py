@@ -40,7 +40,7 @@ def auth(server: Server, words: Arguments) -> Reply:
 
 @command("SELECT", 2)
 def select(server: Server, words: Arguments) -> Reply:
-    index = integer(words[1], b"ERR invalid DB index")
+    index = integer(words[1])
     if not 0 <= index < DATABASES:
         raise ReplyError(b"ERR DB index is out of range")
     server.session.database = index
@@ -70,7 +70,7 @@ def client_id(server: Server, words: Arguments) -> Reply:
 
 @command("CONFIG GET", -3, no_script=True)
 def config_get(server: Server, words: Arguments) -> Reply:
-    patterns = [word.decode().lower() for word in words[2:]]
+    patterns = [word.decode("latin-1").lower() for word in words[2:]]
     wanted = [name for name in server.config if any(fnmatchcase(name.decode(), pattern) for pattern in patterns)]
     return [word for name in wanted for word in (name, server.config[name])]
 

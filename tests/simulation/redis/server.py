@@ -11,7 +11,7 @@ from tests.simulation.redis.administration import patience
 from tests.simulation.redis.keyspace import DATABASES, Entry, Keyspace, Unit
 from tests.simulation.redis.replies import OOM, READ_ONLY, ReplyError, encode
 from tests.simulation.redis.scripting import LUA
-from tests.simulation.redis.table import fits, look_up, wrong_number
+from tests.simulation.redis.table import fits, look_up, printed, wrong_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,8 +100,8 @@ class Server(Keyspace):
     def _execute(self, words: Arguments) -> Reply:
         found = look_up(words)
         if found is None:
-            shown = b"".join(b"'%b' " % word[:128] for word in words[1:])
-            raise ReplyError(b"ERR unknown command '%b', with args beginning with: %b" % (words[0][:128], shown))
+            shown = b"".join(b"'%b' " % printed(word) for word in words[1:])
+            raise ReplyError(b"ERR unknown command '%b', with args beginning with: %b" % (printed(words[0]), shown))
         if not fits(found, words):
             raise ReplyError(wrong_number(found.name))
         if self.refusal:
@@ -130,7 +130,7 @@ class Server(Keyspace):
         if not fits(found, words):
             raise ReplyError(b"ERR Wrong number of args calling command from script")
         if found.no_script:
-            raise ReplyError(b"ERR This command is not allowed from script")
+            raise ReplyError(b"ERR This Valkey command is not allowed from script")
         if found.write:
             # One that has begun to write may go on: it can't stop in the middle.
             if found.deny_oom and self.full and not self._wrote:

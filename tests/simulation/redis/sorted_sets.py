@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from tests.simulation.redis.keyspace import Scores, owned
@@ -111,7 +112,7 @@ def _range(keys: Keyspace, words: Arguments, by: bytes) -> Reply:
         if option == b"WITHSCORES":
             with_scores = True
         elif option == b"LIMIT":
-            amounts = [amount for amount, _ in zip(rest, range(2), strict=False)]
+            amounts = list(islice(rest, 2))
             if len(amounts) < 2:
                 raise syntax_error()
             limit = integer(amounts[0]), integer(amounts[1])
@@ -121,7 +122,7 @@ def _range(keys: Keyspace, words: Arguments, by: bytes) -> Reply:
             by = option
         else:
             raise syntax_error()
-    if limit and not by:
+    if limit and limit[1] != -1 and not by:
         raise ReplyError(b"ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX")
     if with_scores and by == b"BYLEX":
         raise ReplyError(b"ERR syntax error, WITHSCORES not supported in combination with BYLEX")
@@ -152,13 +153,15 @@ def _ordered(keys: Keyspace, key: bytes) -> list[tuple[float, bytes]]:
 
 
 def _score_range(low: bytes, high: bytes) -> Callable[[tuple[float, bytes]], bool]:
-    message = b"ERR min or max is not a float"
-    (first, after), (last, before) = (
-        (floating(word.removeprefix(b"("), message), word.startswith(b"(")) for word in (low, high)
-    )
+    (first, after), (last, before) = ((_bound(word.removeprefix(b"(")), word.startswith(b"(")) for word in (low, high))
     return lambda item: (
         (item[0] > first if after else item[0] >= first) and (item[0] < last if before else item[0] <= last)
     )
+
+
+def _bound(word: bytes) -> float:
+    text = word.partition(b"\0")[0].lstrip()  # as strtod reads it, to which nothing is 0
+    return floating(text, b"ERR min or max is not a float") if text else 0.0
 
 
 def _lex_range(low: bytes, high: bytes) -> Callable[[tuple[float, bytes]], bool]:

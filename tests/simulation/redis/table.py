@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from tests.simulation.redis.replies import NOT_A_FLOAT, NOT_AN_INTEGER, SYNTAX, ReplyError
@@ -59,7 +61,7 @@ def look_up(words: Arguments) -> Command | None:
         raise ReplyError(wrong_number(first.lower()))
     found = SUBCOMMANDS[first].get(words[1].upper())
     if found is None:
-        raise ReplyError(b"ERR unknown subcommand '%b'. Try %b HELP." % (words[1], first))
+        raise ReplyError(b"ERR unknown subcommand '%b'. Try %b HELP." % (printed(words[1]), first))
     return found
 
 
@@ -69,6 +71,11 @@ def fits(found: Command, words: Arguments) -> bool:
 
 def wrong_number(name: bytes) -> bytes:
     return b"ERR wrong number of arguments for '%b' command" % name
+
+
+def printed(word: bytes) -> bytes:
+    """A word in an error's text, which ends where a C string would."""
+    return word.partition(b"\0")[0][:128]
 
 
 INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
@@ -89,10 +96,25 @@ def floating(word: bytes, message: bytes = NOT_A_FLOAT) -> float:
 
 
 def number_text(number: float) -> bytes:
-    """A double as Redis writes it: whole ones without a point."""
-    if number == int(number) if abs(number) < 2**63 else False:
+    """A double as Redis writes it: the shortest digits that read as the same (Grisu2, its fpconv_dtoa)."""
+    if number == 0 and math.copysign(1, number) < 0:
+        return b"-0"
+    if abs(number) <= 2**62 and number == int(number):
         return b"%d" % int(number)
-    return repr(number).encode()
+    if math.isinf(number) or math.isnan(number):
+        return repr(number).encode()
+    sign, numerals, power = Decimal(repr(number)).normalize().as_tuple()
+    assert isinstance(power, int)
+    digits = "".join(map(str, numerals))
+    exponent = power + len(digits) - 1
+    if power >= 0 and exponent < len(digits) + 7:
+        text = digits + "0" * power
+    elif power < 0 and (power > -7 or abs(exponent) < 4):
+        digits = digits.rjust(1 - power, "0")
+        text = f"{digits[:power]}.{digits[power:]}"
+    else:
+        text = f"{digits[0]}{'.' if len(digits) > 1 else ''}{digits[1:]}e{exponent:+d}"
+    return ("-" * sign + text).encode()
 
 
 def syntax_error() -> ReplyError:
