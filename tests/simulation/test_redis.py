@@ -13,7 +13,7 @@ import pytest
 
 from loadtests.rig.waiting import wait_until
 from pythonricing.stores.redis.store import CLAIM, DELETE, PUT
-from tests.simulation.redis import Hash, Members, Scores, Server
+from tests.simulation.redis import MASTERDOWN, NOREPLICAS, Hash, Members, Scores, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -454,4 +454,62 @@ def test_the_scripts_of_the_service_do_the_same(pair: Pair, seed: int) -> None:
     service = Service(pair, seed)
     for _ in range(500):
         service.step()
+    pair.compare_data()
+
+
+def fill(pair: Pair, generator: Generator, commands: int) -> None:
+    for _ in range(commands):
+        words = generator.command()
+        if words[0].upper() not in (b"DBSIZE", b"HELLO"):  # the latter tells who is a replica
+            pair.execute(*words)
+
+
+@pytest.fixture
+def own_pair(redis_server: Callable[..., RedisServer]) -> Iterator[tuple[RedisServer, Pair]]:
+    """A pair whose real server may be harmed, with data."""
+    server = redis_server(None, "--appendfsync", "no")
+    pair = Pair(server)
+    fill(pair, Generator(0), 500)
+    yield server, pair
+    pair.real.close()
+
+
+def test_out_of_memory(own_pair: tuple[RedisServer, Pair]) -> None:
+    server, pair = own_pair
+    server.run("CONFIG", "SET", "maxmemory", 1)
+    pair.simulated.full = True
+    fill(pair, Generator(1), 1000)
+    # Only what comes before a script's first write is refused.
+    pair.execute(b"EVAL", b"redis.call('DEL', KEYS[1]) return redis.call('SET', KEYS[1], 1)", b"1", b"a")
+    pair.execute(b"EVAL", b"redis.call('GET', KEYS[1]) return redis.call('SET', KEYS[1], 1)", b"1", b"a")
+    for script in (CLAIM, PUT, DELETE):
+        arguments = [b"1", b"0", b"60", b"60", b"10", b"", b"", b"", b"halt", b"1", b"1"]
+        pair.execute(b"EVAL", script.source, b"2", b"counter", b"receipt", *arguments)
+    pair.compare_data()
+
+
+def test_a_replica_refuses_writes(own_pair: tuple[RedisServer, Pair]) -> None:
+    server, pair = own_pair
+    server.run("REPLICAOF", "127.0.0.1", 1)
+    primary = Server(lambda: pair.clock)
+    primary.restore(pair.simulated.copy())
+    pair.simulated.follow(primary)
+    fill(pair, Generator(2), 1000)
+    pair.compare_data()
+
+
+def test_a_replica_without_its_primary_may_refuse_everything(own_pair: tuple[RedisServer, Pair]) -> None:
+    server, pair = own_pair
+    server.run("REPLICAOF", "127.0.0.1", 1)
+    server.run("CONFIG", "SET", "replica-serve-stale-data", "no")
+    pair.simulated.refusal = MASTERDOWN
+    for words in ([b"GET", b"a"], [b"SET", b"a", b"1"], [b"DEL"], [b"NOSUCH"], [b"TTL", b"a"]):
+        pair.execute(*words)
+
+
+def test_a_primary_without_enough_replicas_refuses_writes(own_pair: tuple[RedisServer, Pair]) -> None:
+    server, pair = own_pair
+    server.run("CONFIG", "SET", "min-replicas-to-write", 1)
+    pair.simulated.write_refusal = NOREPLICAS
+    fill(pair, Generator(3), 1000)
     pair.compare_data()

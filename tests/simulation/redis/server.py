@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.simulation.redis.replies import Reply
-    from tests.simulation.redis.table import Arguments, Command
+    from tests.simulation.redis.table import Arguments
 
 SECOND = 1_000_000
 
@@ -104,15 +104,15 @@ class Server(Keyspace):
             raise ReplyError(b"ERR unknown command '%b', with args beginning with: %b" % (printed(words[0]), shown))
         if not fits(found, words):
             raise ReplyError(wrong_number(found.name))
-        if self.refusal:
-            raise ReplyError(self.refusal)
         if found.deny_oom and self.full:
             raise ReplyError(OOM)
         if found.write:
-            self._check_write(found)
+            self._check_write()
+        if self.refusal and not found.always:
+            raise ReplyError(self.refusal)
         return found.handler(self, words)
 
-    def _check_write(self, found: Command) -> None:
+    def _check_write(self) -> None:
         if self.write_refusal:
             raise ReplyError(self.write_refusal)
         if self.primary is not None:
@@ -135,7 +135,7 @@ class Server(Keyspace):
             # One that has begun to write may go on: it can't stop in the middle.
             if found.deny_oom and self.full and not self._wrote:
                 raise ReplyError(OOM)
-            self._check_write(found)
+            self._check_write()
             self._wrote = True
         return found.handler(self, words)
 

@@ -26,6 +26,7 @@ class Command(NamedTuple):
     write: bool
     deny_oom: bool  # may use more memory
     no_script: bool
+    always: bool  # a server that is loading, or a replica on its own, does this too
 
 
 COMMANDS: dict[bytes, Command] = {}
@@ -34,13 +35,15 @@ SUBCOMMANDS: dict[bytes, dict[bytes, Command]] = {}
 
 
 def command(
-    name: str, arity: int, *, write: bool = False, deny_oom: bool = False, no_script: bool = False
+    name: str, arity: int, *, write: bool = False, deny_oom: bool = False, no_script: bool = False, always: bool = False
 ) -> Callable[[H], H]:
     """Enter a handler into the table. `name` may have two words."""
 
     def enter(handler: H) -> H:
         first, _, second = name.encode().partition(b" ")
-        entry = Command(handler, name.lower().replace(" ", "|").encode(), arity, write or deny_oom, deny_oom, no_script)
+        entry = Command(
+            handler, name.lower().replace(" ", "|").encode(), arity, write or deny_oom, deny_oom, no_script, always
+        )
         if second:
             SUBCOMMANDS.setdefault(first, {})[second] = entry
         else:
