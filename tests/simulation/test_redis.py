@@ -43,7 +43,7 @@ SCRIPTS = [
     b"return {err='OWN error'}",
     b"return {ok='fine'}",
     b"return redis.pcall('HGET', KEYS[1], 'x')",
-    b"local reply = redis.pcall('HGET', KEYS[1], 'x')\nif type(reply) == 'table' then return reply.err end return reply",
+    b"local got = redis.pcall('HGET', KEYS[1], 'x')\nif type(got) == 'table' then return got.err end return got",
     b"return redis.call('HGETALL', KEYS[1])",
     b"redis.call('SET', KEYS[1], 1)\n\nreturn redis.call('HGETALL', KEYS[1])",
     b"local function inner() return redis.call('INCR', KEYS[1]) end\nlocal n = inner()\nreturn n + 0.5",
@@ -362,7 +362,7 @@ class Service:
     def __init__(self, pair: Pair, seed: int) -> None:
         self.pair = pair
         self.random = random.Random(seed)
-        self.sequence = {worker: 0 for worker in (b"w1", b"w2")}
+        self.sequence = dict.fromkeys((b"w1", b"w2"), 0)
         self.seen: list[tuple[bytes, bytes, bytes]] = []  # epoch, count and limit
 
     def run(self, script: Script, keys: list[bytes], *arguments: object) -> bytes:
@@ -502,8 +502,10 @@ def test_a_replica_without_its_primary_may_refuse_everything(own_pair: tuple[Red
     server, pair = own_pair
     server.run("REPLICAOF", "127.0.0.1", 1)
     server.run("CONFIG", "SET", "replica-serve-stale-data", "no")
+    pair.simulated.follow(Server(lambda: pair.clock))
     pair.simulated.refusal = MASTERDOWN
-    for words in ([b"GET", b"a"], [b"SET", b"a", b"1"], [b"DEL"], [b"NOSUCH"], [b"TTL", b"a"]):
+    reading = [b"EVAL", b"return redis.call('GET', 'a')", b"0"]
+    for words in ([b"GET", b"a"], [b"SET", b"a", b"1"], [b"DEL"], [b"NOSUCH"], [b"TTL", b"a"], [b"PING"], reading):
         pair.execute(*words)
 
 

@@ -140,7 +140,11 @@ def _replicas(server: Server, words: Arguments) -> tuple[int, int]:
     """How many replicas WAIT or WAITAOF wants, and for how many milliseconds it waits. Raises ReplyError."""
     name = words[0].upper()
     if server.primary is not None:
-        raise ReplyError(b"ERR %b cannot be used with replica instances." % name)
+        note = b"if a replica is configured to be writable (which is not the default) " if name == b"WAIT" else b""
+        raise ReplyError(
+            b"ERR %b cannot be used with replica instances. Please also note that %bwrites to replicas are just local"
+            b" and are not propagated." % (name, note)
+        )
     if name == b"WAITAOF":
         local = integer(words[1], b"ERR value is out of range, must be between 0 and 1")
         if not 0 <= local <= 1:

@@ -6,10 +6,12 @@ both to undo a change and to repeat it elsewhere is one assignment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias, TypeVar, Union, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from tests.simulation.redis.replies import WRONG_TYPE, ReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Hash(dict[bytes, bytes]):
@@ -27,7 +29,7 @@ class Scores(dict[bytes, float]):
         return sorted((score, member) for member, score in self.items())
 
 
-Value: TypeAlias = Union[bytes, Hash, Members, Scores]
+Value: TypeAlias = bytes | Hash | Members | Scores
 #: A value and when it expires, in milliseconds; 0 for never.
 Entry: TypeAlias = tuple[Value, int]
 #: Number of the database, key, what it was and what it is.
@@ -75,6 +77,10 @@ class Keyspace:
             raise ReplyError(WRONG_TYPE)
         return entry[0]
 
+    def read(self, key: bytes, kind: type[T]) -> T:
+        """The value of a key, empty if there is none. Raises ReplyError if it is of another kind."""
+        return self.find(key, kind) or kind()
+
     def put(self, key: bytes, entry: Entry | None) -> None:
         entries = self.entries
         self.changes.append((self.index, key, entries.get(key), entry))
@@ -113,8 +119,3 @@ class Keyspace:
             self.databases[index].pop(key, None)
         else:
             self.databases[index][key] = entry
-
-
-def owned(value: T | None, kind: type[T]) -> T:
-    """A copy to change."""
-    return cast("T", kind() if value is None else kind(value))

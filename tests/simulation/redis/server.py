@@ -118,9 +118,9 @@ class Server(Keyspace):
         if self.primary is not None:
             raise ReplyError(READ_ONLY)
 
-    def run_script(self, digest: bytes, keys: Arguments, arguments: Arguments) -> Reply:
+    def run_script(self, digest: bytes, count: int, words: Arguments) -> Reply:
         self._wrote = False
-        return LUA.run(self, digest, keys, arguments)
+        return LUA.run(self, digest, count, words)
 
     def call_in_script(self, words: list[bytes]) -> Reply:
         """A command of the running script. Raises ReplyError."""
@@ -135,7 +135,8 @@ class Server(Keyspace):
             # One that has begun to write may go on: it can't stop in the middle.
             if found.deny_oom and self.full and not self._wrote:
                 raise ReplyError(OOM)
-            self._check_write()
+            if self.write_refusal or self.primary is not None:
+                self._check_write()
             self._wrote = True
         return found.handler(self, words)
 
