@@ -70,8 +70,8 @@ class Keyspace:
 
     def find(self, key: bytes, kind: type[T]) -> T | None:
         """The value of a key. Raises ReplyError if it is of another kind."""
-        entry = self.entry(key)
-        if entry is None:
+        entry = self.entries.get(key)
+        if entry is None or (entry[1] and (entry := self.entry(key)) is None):
             return None
         if type(entry[0]) is not kind:
             raise ReplyError(WRONG_TYPE)

@@ -78,8 +78,8 @@ local environment = {
   redis = library, server = library,
   string = copy(string, 'dump'), table = copy(table), math = copy(copy(math, 'random'), 'randomseed'),
   assert = assert, error = error, getmetatable = getmetatable, ipairs = ipairs, next = next, pairs = pairs,
-  pcall = function(...) return caught(pcall(...)) end, rawequal = rawequal, rawget = rawget, rawset = rawset, select = select,
-  setmetatable = setmetatable,
+  pcall = function(...) return caught(pcall(...)) end, rawequal = rawequal, rawget = rawget, rawset = rawset,
+  select = select, setmetatable = setmetatable,
   tonumber = tonumber, tostring = tostring, type = type, unpack = unpack, xpcall = xpcall, _VERSION = _VERSION,
 }
 environment._G = environment
@@ -156,7 +156,13 @@ class Interpreter:
 
     def _call(self, *values: Any) -> Any:
         """redis.call. Raises ReplyError, which lupa hands to Lua."""
-        return self._to_lua(self._server.call_in_script([v if type(v) is bytes else _word(v) for v in values]))
+        for value in values:
+            if type(value) is not bytes:
+                values = tuple([value if type(value) is bytes else _word(value) for value in values])
+                break
+        reply = self._server.call_in_script(values)
+        kind = type(reply)
+        return reply if kind is bytes or kind is int else self._to_lua(reply)
 
     def _protected_call(self, *values: Any) -> Any:
         """redis.pcall."""

@@ -11,7 +11,7 @@ from tests.simulation.redis.administration import patience
 from tests.simulation.redis.keyspace import DATABASES, Entry, Keyspace, Unit
 from tests.simulation.redis.replies import OOM, READ_ONLY, ReplyError, encode
 from tests.simulation.redis.scripting import LUA
-from tests.simulation.redis.table import fits, look_up, printed, wrong_number
+from tests.simulation.redis.table import COMMANDS, fits, look_up, printed, wrong_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,7 +98,7 @@ class Server(Keyspace):
                 session.written = self.offset
 
     def _execute(self, words: Arguments) -> Reply:
-        found = look_up(words)
+        found = COMMANDS.get(words[0]) or look_up(words)
         if found is None:
             shown = b"".join(b"'%b' " % printed(word) for word in words[1:])
             raise ReplyError(b"ERR unknown command '%b', with args beginning with: %b" % (printed(words[0]), shown))
@@ -122,23 +122,24 @@ class Server(Keyspace):
         self._wrote = False
         return LUA.run(self, digest, count, words)
 
-    def call_in_script(self, words: list[bytes]) -> Reply:
+    def call_in_script(self, words: Arguments) -> Reply:
         """A command of the running script. Raises ReplyError."""
-        found = look_up(words)
+        found = COMMANDS.get(words[0]) or look_up(words)
         if found is None:
             raise ReplyError(b"ERR Unknown command called from script")
-        if not fits(found, words):
+        handler, _, arity, write, deny_oom, no_script, _ = found
+        if len(words) != arity and (arity > 0 or len(words) < -arity):
             raise ReplyError(b"ERR Wrong number of args calling command from script")
-        if found.no_script:
+        if no_script:
             raise ReplyError(b"ERR This Valkey command is not allowed from script")
-        if found.write:
+        if write:
             # One that has begun to write may go on: it can't stop in the middle.
-            if found.deny_oom and self.full and not self._wrote:
+            if deny_oom and self.full and not self._wrote:
                 raise ReplyError(OOM)
             if self.write_refusal or self.primary is not None:
                 self._check_write()
             self._wrote = True
-        return found.handler(self, words)
+        return handler(self, words)
 
     # What has happened to it
 

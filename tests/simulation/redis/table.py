@@ -54,9 +54,7 @@ def command(
 
 
 def look_up(words: Arguments) -> Command | None:
-    found = COMMANDS.get(words[0])
-    if found is not None:
-        return found
+    """The command that is meant, in whatever case it is spelled. Raises ReplyError."""
     first = words[0].upper()
     if first not in SUBCOMMANDS:
         return COMMANDS.get(first)
