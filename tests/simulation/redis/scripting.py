@@ -134,6 +134,7 @@ class Interpreter:
         self._compile, self._run, self._failure = made[b"compile"], made[b"run"], made[b"failure"]
         self._set = made[b"set"]
         self._status, self._array = made[b"status"], made[b"array"]
+        self._ok = self._status(bytes(OK))  # the same for all, as no script changes a reply
 
     def compile(self, source: bytes) -> bytes:
         """The digest of a script. Raises ReplyError."""
@@ -162,7 +163,9 @@ class Interpreter:
                 break
         reply = self._server.call_in_script(values)
         kind = type(reply)
-        return reply if kind is bytes or kind is int else self._to_lua(reply)
+        if kind is bytes or kind is int:
+            return reply
+        return self._ok if reply is OK else self._to_lua(reply)
 
     def _protected_call(self, *values: Any) -> Any:
         """redis.pcall."""

@@ -24,9 +24,10 @@ def get(keys: Keyspace, words: Arguments) -> Reply:
 
 @command("SET", -3, deny_oom=True)
 def set_(keys: Keyspace, words: Arguments) -> Reply:
-    key, value, expiry = words[1], words[2], 0
-    if len(words) == 3:
-        keys.put(key, (value, 0))
+    key, value = words[1], words[2]
+    if len(words) == 3 or (len(words) == 5 and words[3] == b"EX"):  # nearly all
+        expiry = _expiry(keys, b"EX", words[4], b"set") if len(words) == 5 else 0
+        keys.put(key, (value, expiry))
         return OK
     seen: set[bytes] = set()
     rest = iter(words[3:])
@@ -43,8 +44,7 @@ def set_(keys: Keyspace, words: Arguments) -> Reply:
             seen.add(option)
     if {b"NX", b"XX"} <= seen:
         raise syntax_error()
-    if at:
-        expiry = _expiry(keys, *at, b"set")
+    expiry = _expiry(keys, *at, b"set") if at else 0
     before = keys.entry(key)
     if b"GET" in seen and before and type(before[0]) is not bytes:
         raise ReplyError(WRONG_TYPE)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from tests.simulation.redis.replies import NOT_A_FLOAT, NOT_AN_INTEGER, SYNTAX, ReplyError
@@ -83,6 +84,7 @@ INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 FLOAT = re.compile(rb"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|inf(inity)?)", re.IGNORECASE)
 
 
+@lru_cache(4096)
 def integer(word: bytes, message: bytes = NOT_AN_INTEGER) -> int:
     """A signed number of 64 bits, spelled the one way Redis knows. Raises ReplyError."""
     if INTEGER.fullmatch(word) and -(2**63) <= (number := int(word)) < 2**63:
