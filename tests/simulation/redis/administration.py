@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.redis.keyspace import DATABASES
 from tests.simulation.redis.replies import OK, Reply, ReplyError, Status
-from tests.simulation.redis.table import COMMANDS, Arguments, command, integer, wrong_number
+from tests.simulation.redis.table import COMMANDS, Arguments, command, integer, syntax_error, wrong_number
 
 if TYPE_CHECKING:
     from tests.simulation.redis.server import Server
@@ -38,7 +38,7 @@ def auth(server: Server, words: Arguments) -> Reply:
     return OK
 
 
-@command("SELECT", 2, always=True)
+@command("SELECT", 2, no_script=True, always=True)  # a real script may, for itself only
 def select(server: Server, words: Arguments) -> Reply:
     index = integer(words[1])
     if not 0 <= index < DATABASES:
@@ -160,6 +160,7 @@ def _replicas(server: Server, words: Arguments) -> tuple[int, int]:
 
 @command("FLUSHALL", -1, write=True)
 def flushall(server: Server, words: Arguments) -> Reply:
+    _check_flush(words)
     for index in range(DATABASES):
         server.empty(index)
     return OK
@@ -167,8 +168,14 @@ def flushall(server: Server, words: Arguments) -> Reply:
 
 @command("FLUSHDB", -1, write=True)
 def flushdb(server: Server, words: Arguments) -> Reply:
+    _check_flush(words)
     server.empty(server.index)
     return OK
+
+
+def _check_flush(words: Arguments) -> None:
+    if len(words) > 2 or (len(words) == 2 and words[1].upper() not in (b"SYNC", b"ASYNC")):
+        raise syntax_error()
 
 
 @command("ASKING", 1)

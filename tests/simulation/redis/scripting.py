@@ -270,5 +270,7 @@ def script_exists(server: Server, words: Arguments) -> Reply:
 
 @command("SCRIPT FLUSH", -2, no_script=True)
 def script_flush(server: Server, words: Arguments) -> Reply:
+    if len(words) > 3 or (len(words) == 3 and words[2].upper() not in (b"SYNC", b"ASYNC")):
+        raise ReplyError(b"ERR SCRIPT FLUSH only support SYNC|ASYNC option")
     server.scripts.clear()
     return OK
