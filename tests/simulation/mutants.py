@@ -32,7 +32,9 @@ class Mutant(NamedTuple):
 
 
 TIMED_OUT = 'claim.future.set_exception(StoreUnavailable("the store did not answer in time"))'
-WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. reply, 'EX', ARGV[3])"
+WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])"
+REVISED = """count, revision = math.max(before, seen_count), seen_revision
+    limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'"""
 
 MUTANTS = {
     # Receipts
@@ -44,7 +46,7 @@ MUTANTS = {
     ),
     "receipt not checked": Mutant(store.CLAIM, "if receipt then", "if receipt and false then"),
     "receipt not written": Mutant(store.CLAIM, WRITE_RECEIPT, ""),
-    "receipt expires early": Mutant(store.CLAIM, WRITE_RECEIPT, WRITE_RECEIPT.replace("ARGV[3]", "1")),
+    "receipt expires early": Mutant(store.CLAIM, WRITE_RECEIPT, WRITE_RECEIPT.replace("ARGV[11]", "1")),
     "receipt of a later batch ignored": Mutant(
         store.CLAIM, "elseif tonumber(last) > sequence then", "elseif false then"
     ),
@@ -57,15 +59,17 @@ MUTANTS = {
     "another batch while one is on its way": Mutant((Lane, "claim"), "if self.task is None:", "if True:"),
     # What was seen
     "seen not sent": Mutant((Lane, "known"), "return self._seen", "return None"),
-    "count not compared": Mutant(store.CLAIM, "lost = count < seen_count", "lost = false"),
-    "older epoch believed": Mutant(store.CLAIM, "local older = epoch and epoch < seen_epoch", "local older = false"),
-    "absence believed": Mutant(store.CLAIM, "lost = not deleted", "lost = false"),
-    "tombstone forgotten": Mutant(store.DELETE, "redis.call('HSET', KEYS[1], 'deleted', 1)", ""),
-    "raise does not lift": Mutant(store.CLAIM, "count, lost = seen_count, false", "count, lost = count or 0, false"),
+    "count not compared": Mutant(store.CLAIM, "elseif not deleted and count < seen_count then", "elseif false then"),
+    "revision not compared": Mutant(store.CLAIM, "elseif revision < seen_revision then", "elseif false then"),
+    "older epoch believed": Mutant(store.CLAIM, "if not epoch or epoch < seen_epoch then", "if not epoch then"),
+    "absence believed": Mutant(store.CLAIM, "if not epoch or epoch < seen_epoch then", "if epoch and epoch < seen_epoch then"),
+    "another epoch believed": Mutant(store.CLAIM, "if seen_count <= base and not (seen_revision > 0 and revision == 0) then", "if true then"),
+    "a loss not marked": Mutant(store.CLAIM, "lost = not raise\n    save()", "lost = not raise"),
+    "tombstone forgotten": Mutant(store.DELETE, "lost, deleted = false, true", "lost, deleted, base = false, true, 0"),
+    "raise does not lift": Mutant(store.CLAIM, "count = seen_count\n  else", "count = count\n  else"),
+    "the older limit wins": Mutant(store.CLAIM, REVISED, "count, revision = math.max(before, seen_count), seen_revision"),
     # Limits
-    "one more admitted": Mutant(
-        store.CLAIM, "local admitted = count - size <= limit", "local admitted = count - size <= limit + 1"
-    ),
+    "one more admitted": Mutant(store.CLAIM, "local admitted = count + size <= limit", "local admitted = count + size <= limit + 1"),
     "plain claims rounded up": Mutant(
         store.CLAIM, "math.floor((limit - count) / size)", "math.ceil((limit - count) / size)"
     ),
@@ -77,30 +81,31 @@ MUTANTS = {
     "record not believed": Mutant(
         store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if false then"
     ),
-    "record expires early": Mutant(store.CLAIM, "':'), 'EX', ARGV[4])", "':'), 'EX', 1)"),
+    "record expires early": Mutant(store.CLAIM, "'EX', admitted and ARGV[12] or ARGV[13])", "'EX', 1)"),
     "replays in the wrong order": Mutant(
         (Lane, "_settle"), "replays = iter(verdict.replays)", "replays = iter(verdict.replays[::-1])"
     ),
     # Operators
-    "change does not write the limit": Mutant(store.PUT, "redis.call('HSET', KEYS[1], 'limit', limit)", ""),
-    "change begins at 0": Mutant(
-        store.PUT,
-        "redis.call('HSET', KEYS[1], 'limit', limit)",
-        "redis.call('HSET', KEYS[1], 'limit', limit, 'count', 0)",
-    ),
-    "reset keeps the count": Mutant(store.PUT, "count = '0'", "count = count or '0'"),
+    "change does not write the limit": Mutant(store.PUT, "lost, limit, most, revision = false, new_limit,", "lost, limit, most, revision = false, limit,"),
+    "change is no revision": Mutant(store.PUT, "new_limit, new_most, revision + 1\n", "new_limit, new_most, revision\n"),
+    "change begins at 0": Mutant(store.PUT, "elseif lost or new_limit", "elseif start(false) or lost or new_limit"),
+    "change that knows of nothing ends a loss": Mutant(store.PUT, "(how == 'configure' or not marked)", "how == 'configure'"),
+    "reset keeps the count": Mutant(store.PUT, "start(deleted or how == 'restart')", "local before = count\n  start(deleted or how == 'restart')\n  count = before or 0"),
+    "word executed however late": Mutant(store.PUT, "return 'LATE'", "limit = limit"),
+    "deletion executed however late": Mutant(store.DELETE, "return 'LATE'", "limit = limit"),
     "halt cache kept after a change": Mutant((Lane, "unhalt"), "self._halted = None", "pass"),
     "halt cache believed for long": Mutant((Lane, "_settle"), "+ worker.halt_cache", "+ 60"),
     # What is told
     "orphans not told": Mutant((Lane, "_settle"), "if orphaned:", "if False:"),
-    "doubt not told": Mutant((Lane, "_send"), "worker.journal.in_doubt(self.name, len(claims))", "pass"),
+    "doubt not told": Mutant((Lane, "_give_up"), "self._worker.journal.in_doubt(self.name, len(claims))", "pass"),
+    "sent again after the receipt is gone": Mutant((Lane, "_send"), "if worker.loop.time() > give_up:", "if False:"),
     "doubt at the end not told": Mutant(
         (Counters, "close"), "self._journal.in_doubt(lane.name, lane.in_flight)", "pass"
     ),
     "given up is refused": Mutant((Lane, "expire"), TIMED_OUT, "claim.future.set_result(Answer(False, 10**9, 0))"),
     "nothing given up": Mutant((Lane, "expire"), TIMED_OUT, "pass"),
     "every claim settled as one": Mutant(
-        (Lane, "_settle"), "answer = decide(count, limit, size, replay)", "answer = decide(count, limit, 1, replay)"
+        (Lane, "_settle"), "decide(count, limit, size, ", "decide(count, limit, 1, "
     ),
     # The connection
     "reply given to the wrong command": Mutant(

@@ -89,6 +89,8 @@ def info(server: Server, words: Arguments) -> Reply:
         b"server_name:valkey",
         b"valkey_version:" + VERSION,
         b"redis_mode:standalone",
+        b"# Memory",
+        b"maxmemory_policy:" + server.config[b"maxmemory-policy"],
         b"# Persistence",
         b"loading:%d" % server.refusal.startswith(b"LOADING"),
         b"aof_enabled:%d" % (server.config[b"appendonly"] == b"yes"),
