@@ -33,8 +33,8 @@ class Mutant(NamedTuple):
 
 TIMED_OUT = 'claim.future.set_exception(StoreUnavailable("the store did not answer in time"))'
 WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])"
-CHANGE = "lost, limit, most, revision = false, new_limit, new_most, revision + 1"
-OLDER = "if not epoch or epoch < seen_epoch then"
+REVISED = """count, revision = math.max(before, seen_count), seen_revision
+    limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'"""
 
 MUTANTS = {
     # Receipts
@@ -63,13 +63,16 @@ MUTANTS = {
     "revision not compared": Mutant(store.CLAIM, "elseif revision < seen_revision then", "elseif false then"),
     "older epoch believed": Mutant(store.CLAIM, "if not epoch or epoch < seen_epoch then", "if not epoch then"),
     "absence believed": Mutant(
-        store.CLAIM,
-        "if not epoch or epoch < seen_epoch then",
-        "if not epoch then return false elseif epoch < seen_epoch then",
+        store.CLAIM, "if not epoch or epoch < seen_epoch then", "if epoch and epoch < seen_epoch then"
     ),
-    "tombstone forgotten": Mutant(store.DELETE, "save()\nlocal reply", "redis.call('DEL', KEYS[1])\nlocal reply"),
-    "raise does not lift": Mutant(
-        store.CLAIM, "    lost = not raise", "    count, lost = tonumber(stored[1]) or 0, not raise"
+    "another epoch believed": Mutant(
+        store.CLAIM, "if seen_count <= base and not (seen_revision > 0 and revision == 0) then", "if true then"
+    ),
+    "a loss not marked": Mutant(store.CLAIM, "lost = not raise\n    save()", "lost = not raise"),
+    "tombstone forgotten": Mutant(store.DELETE, "lost, deleted = false, true", "lost, deleted, base = false, true, 0"),
+    "raise does not lift": Mutant(store.CLAIM, "count = seen_count\n  else", "count = count\n  else"),
+    "the older limit wins": Mutant(
+        store.CLAIM, REVISED, "count, revision = math.max(before, seen_count), seen_revision"
     ),
     # Limits
     "one more admitted": Mutant(
@@ -92,28 +95,34 @@ MUTANTS = {
     ),
     # Operators
     "change does not write the limit": Mutant(
-        store.PUT, CHANGE, "lost, most, revision = false, new_most, revision + 1"
+        store.PUT, "lost, limit, most, revision = false, new_limit,", "lost, limit, most, revision = false, limit,"
     ),
-    "change begins at 0": Mutant(store.PUT, CHANGE, f"count = 0\n  {CHANGE}"),
-    "change is no revision": Mutant(store.PUT, CHANGE, CHANGE.replace("revision + 1", "revision")),
-    "late word executed": Mutant(store.PUT, "> tonumber(ARGV[9]) then", "> 2 ^ 53 then"),
-    "late deletion executed": Mutant(store.DELETE, "> tonumber(ARGV[9]) then", "> 2 ^ 53 then"),
-    "first to notice ends the loss": Mutant(store.PUT, "(how == 'configure' or not marked)", "how == 'configure'"),
-    "deletion not seen": Mutant((Counters, "delete"), "lane.see(seen)", "pass"),
+    "change is no revision": Mutant(
+        store.PUT, "new_limit, new_most, revision + 1\n", "new_limit, new_most, revision\n"
+    ),
+    "change begins at 0": Mutant(store.PUT, "elseif lost or new_limit", "elseif start(false) or lost or new_limit"),
+    "change that knows of nothing ends a loss": Mutant(
+        store.PUT, "(how == 'configure' or not marked)", "how == 'configure'"
+    ),
     "reset keeps the count": Mutant(
-        store.PUT, "start(deleted or how == 'restart')", "local kept = count or 0\n  start(true)\n  count = kept"
+        store.PUT,
+        "start(deleted or how == 'restart')",
+        "local before = count\n  start(deleted or how == 'restart')\n  count = before or 0",
     ),
+    "word executed however late": Mutant(store.PUT, "return 'LATE'", "limit = limit"),
+    "deletion executed however late": Mutant(store.DELETE, "return 'LATE'", "limit = limit"),
     "halt cache kept after a change": Mutant((Lane, "unhalt"), "self._halted = None", "pass"),
     "halt cache believed for long": Mutant((Lane, "_settle"), "+ worker.halt_cache", "+ 60"),
     # What is told
     "orphans not told": Mutant((Lane, "_settle"), "if orphaned:", "if False:"),
     "doubt not told": Mutant((Lane, "_give_up"), "self._worker.journal.in_doubt(self.name, len(claims))", "pass"),
+    "sent again after the receipt is gone": Mutant((Lane, "_send"), "if worker.loop.time() > give_up:", "if False:"),
     "doubt at the end not told": Mutant(
         (Counters, "close"), "self._journal.in_doubt(lane.name, lane.in_flight)", "pass"
     ),
     "given up is refused": Mutant((Lane, "expire"), TIMED_OUT, "claim.future.set_result(Answer(False, 10**9, 0))"),
     "nothing given up": Mutant((Lane, "expire"), TIMED_OUT, "pass"),
-    "every claim settled as one": Mutant((Lane, "_settle"), "decide(count, limit, size,", "decide(count, limit, 1,"),
+    "every claim settled as one": Mutant((Lane, "_settle"), "decide(count, limit, size, ", "decide(count, limit, 1, "),
     # The connection
     "reply given to the wrong command": Mutant(
         (Pipeline, "data_received"), "self._waiting.popleft()", "self._waiting.pop()"
@@ -140,14 +149,10 @@ def mutated(name: str | None) -> Iterator[None]:
 
 
 def _script(script: store.Script, old: str, new: str, name: str) -> list[tuple[object, str, object]]:
-    undo: list[tuple[object, str, object]] = [
-        (script, "source", script.source),
-        (script, "digest", script.digest),
-        (store, "SOURCES", store.SOURCES),
-    ]
+    undo = [(script, "source", script.source), (script, "digest", script.digest), (store, "SOURCES", store.SOURCES)]
     source = _replaced(script.source.decode(), old, new, name).encode()
     script.source, script.digest = source, hashlib.sha1(source).hexdigest()
-    store.SOURCES = {each.digest: each.source for each in (store.CLAIM, store.PUT, store.DELETE, store.CLOCK)}
+    store.SOURCES = {each.digest: each.source for each in (store.CLAIM, store.PUT, store.DELETE)}
     return undo
 
 

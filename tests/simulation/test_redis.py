@@ -12,14 +12,18 @@ import hiredis
 import pytest
 
 from loadtests.rig.waiting import wait_until
-from tests.simulation.redis import Hash, Members, Scores, Server
+from pythonricing.stores.redis.store import CLAIM, DELETE, PUT
+from tests.simulation.redis import MASTERDOWN, NOREPLICAS, Hash, Members, Scores, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from loadtests.rig.redis import RedisServer
+    from pythonricing.stores.redis.store import Script
 
 KEYS = [b"a", b"b", b"c", b"d", b"e"]
+#: A sorted set with equal scores: what BYLEX gives of others is not specified.
+INDEX = b"index"
 WORDS = [b"x", b"y", b"z", b"longer", b"", b"\x00\xff", b"1", b"10"]
 NUMBERS = [b"0", b"1", b"-1", b"5", b"42", b"9007199254740993", b"9223372036854775807", b"-9223372036854775808"]
 ODD_NUMBERS = [b"", b"01", b"+1", b"1.5", b" 1", b"abc", b"-0", b"9223372036854775808", b"1e3", b"inf", b"nan"]
@@ -39,7 +43,7 @@ SCRIPTS = [
     b"return {err='OWN error'}",
     b"return {ok='fine'}",
     b"return redis.pcall('HGET', KEYS[1], 'x')",
-    b"local reply = redis.pcall('HGET', KEYS[1], 'x')\nif type(reply) == 'table' then return reply.err end return reply",
+    b"local got = redis.pcall('HGET', KEYS[1], 'x')\nif type(got) == 'table' then return got.err end return got",
     b"return redis.call('HGETALL', KEYS[1])",
     b"redis.call('SET', KEYS[1], 1)\n\nreturn redis.call('HGETALL', KEYS[1])",
     b"local function inner() return redis.call('INCR', KEYS[1]) end\nlocal n = inner()\nreturn n + 0.5",
@@ -123,6 +127,8 @@ class Pair:
         reply = self.session.execute(words)
         if words[0].upper() in (b"TTL", b"PTTL"):
             reply, expected = (re.sub(rb":[1-9]\d*", b":some", each) for each in (reply, expected))
+        elif words[0].upper() == b"HELLO" and expected[:1] == b"*":
+            return expected  # its version, and modules that it may have
         elif words[0].upper() == b"SMEMBERS" and expected[:1] == b"*":
             assert sorted(decoded(reply)) == sorted(decoded(expected)), words
             return expected
@@ -131,7 +137,7 @@ class Pair:
 
     def _moment(self, name: bytes, reply: bytes) -> int:
         """The time of this command on the real server, as far as its reply tells it: an epoch is a moment."""
-        if name == b"TIME":
+        if name == b"TIME" and reply[:1] == b"*":
             seconds, microseconds = decoded(reply)
             return int(seconds) * 1_000_000 + int(microseconds)
         now = time.time_ns() // 1000
@@ -287,7 +293,8 @@ class Generator:
             [
                 [b"ZADD", key, *self.options(flags), score, self.word()],
                 [b"ZADD", key, *self.options(flags), score, self.word(), self.pick(SCORES), self.word()],
-                [b"ZADD", key, b"0", self.word(), b"0", self.word(), b"0", self.word()],
+                [b"ZADD", INDEX, b"0", self.word(), b"0", self.word(), b"0", self.word()],
+                [b"ZREM", INDEX, self.word()],
                 [b"ZINCRBY", key, score, self.word()],
                 [b"ZREM", key, *self.some(self.word)],
                 [b"ZCARD", key],
@@ -295,10 +302,10 @@ class Generator:
                 [b"ZCOUNT", key, self.pick(BOUNDS), self.pick(BOUNDS)],
                 [b"ZRANGE", key, self.number(), self.number(), *self.options(more)],
                 [b"ZRANGE", key, b"0", b"-1", b"WITHSCORES"],
-                [b"ZRANGE", key, self.pick(ENDS), self.pick(ENDS), b"BYLEX", *self.options(more)],
+                [b"ZRANGE", INDEX, self.pick(ENDS), self.pick(ENDS), b"BYLEX", *self.options(more)],
                 [b"ZRANGE", key, self.pick(BOUNDS), self.pick(BOUNDS), b"BYSCORE", *self.options(more)],
                 [b"ZRANGEBYSCORE", key, self.pick(BOUNDS), self.pick(BOUNDS), *self.options(more)],
-                [b"ZRANGEBYLEX", key, self.pick(ENDS), self.pick(ENDS), *self.options(more)],
+                [b"ZRANGEBYLEX", INDEX, self.pick(ENDS), self.pick(ENDS), *self.options(more)],
                 [b"ZREMRANGEBYSCORE", key, self.pick(BOUNDS), self.pick(BOUNDS)],
             ]
         )
@@ -315,6 +322,8 @@ class Generator:
                 [b"EXISTS", *self.some(self.key)],
                 [b"TYPE", key],
                 [b"DBSIZE"],
+                [b"DEL", INDEX],
+                [b"SET", INDEX, b"no sorted set"],
                 [b"PING"],
                 [b"PING", self.word()],
                 [b"ECHO", self.word()],
@@ -326,6 +335,9 @@ class Generator:
                 [b"ASKING"],
                 [b"CLUSTER", b"INFO"],
                 [b"SCRIPT", b"EXISTS", b"0" * 40],
+                [b"SCRIPT", b"LOAD", self.pick(SCRIPTS)],
+                [b"SCRIPT", b"FLUSH"],
+                [self.pick([b"FLUSHDB", b"FLUSHALL"]), *self.options([[b"ASYNC"]])],
                 [b"EVALSHA", b"0" * 40, b"0"],
                 [b"EVALSHA", b"short", b"0"],
                 [b"WAIT", b"0", b"10"],
@@ -344,4 +356,165 @@ def test_the_same_commands_get_the_same_replies(pair: Pair, seed: int) -> None:
         pair.execute(*generator.command())
         if generator.random.random() < 0.005:
             pair.lapse(generator.key())
+    pair.compare_data()
+
+
+class Service:
+    """What the service sends: its three scripts, with arguments as they may come, and what it reads."""
+
+    def __init__(self, pair: Pair, seed: int) -> None:
+        self.pair = pair
+        self.random = random.Random(seed)
+        self.sequence = dict.fromkeys((b"w1", b"w2"), 0)
+        self.seen: list[tuple[bytes, bytes, bytes]] = []  # epoch, count and limit
+
+    def run(self, script: Script, keys: list[bytes], *arguments: object) -> bytes:
+        words = [keys and b"%d" % len(keys), *keys, *(str(argument).encode() for argument in arguments)]
+        name = b"pythonricing:counters"
+        self.pair.execute(b"ZADD", name, b"0", keys[0])
+        reply = self.pair.execute(b"EVALSHA", script.digest.encode(), *words)
+        if reply.startswith(b"-NOSCRIPT"):
+            reply = self.pair.execute(b"EVAL", script.source, *words)
+        return reply
+
+    def step(self) -> None:
+        name = self.random.choice([b"pythonricing:{default}", b"pythonricing:{other}"])
+        choose = self.random.choices(
+            [self.claim, self.read, self.put, self.delete, self.browse, self.loss, self.flush_scripts],
+            [60, 10, 8, 4, 4, 6, 1],
+        )[0]
+        choose(name)
+
+    def known(self) -> tuple[str, str, str]:
+        """What a worker has seen: now and then of another counter, or more than there is."""
+        if not self.seen or self.random.random() < 0.2:
+            return "", "", ""
+        epoch, count, limit = map(int, self.random.choice(self.seen[-3:]))
+        epoch += self.random.choice([0, 0, 0, 0, 0, 0, 7, -7])
+        return str(epoch), str(count + self.random.choice([0, 0, 0, 0, 3])), str(limit)
+
+    def claim(self, name: bytes) -> None:
+        worker = self.random.choice(list(self.sequence))
+        self.sequence[worker] += self.random.choice([1, 1, 1, 1, 0, -1])
+        keys, claims = [], []
+        for _ in range(self.random.randint(1, 8)):
+            size = self.random.choice([1, 1, 1, 2, 5])
+            if self.random.random() < 0.3:
+                keys.append(name + b":key:" + self.random.choice([b"k1", b"k2", b"k3", b"k4"]))
+                claims += [1, -size]
+            else:
+                claims += [self.random.randint(1, 4), size]
+        self.run_claim(name, [name, name + b":receipt:" + worker, *keys], self.sequence[worker], claims)
+
+    def read(self, name: bytes) -> None:
+        self.run_claim(name, [name, name + b":receipt:none"], 0, [])
+
+    def run_claim(self, name: bytes, keys: list[bytes], sequence: int, claims: list[int]) -> None:
+        create = self.random.choice(["", "", 10, 100, 2**53 - 1])
+        on_loss = self.random.choice(["halt", "halt", "raise"])
+        attempt = self.random.randint(0, 3)
+        reply = self.run(CLAIM, keys, sequence, attempt, 60, 86400, create, *self.known(), on_loss, *claims)
+        self.remember(reply)
+
+    def remember(self, reply: bytes) -> None:
+        words = decoded(reply).split() if reply[:1] == b"$" else []
+        if len(words) > 1:
+            self.seen.append((words[1], words[3], words[2]))
+
+    def put(self, name: bytes) -> None:
+        limit = self.random.choice(["", 0, 10, 50, 2**53 - 1])
+        self.remember(self.run(PUT, [name], limit, self.random.choice(["change", "restart", "configure"])))
+
+    def delete(self, name: bytes) -> None:
+        self.run(DELETE, [name], self.random.choice([86400, 3600]))
+
+    def browse(self, name: bytes) -> None:
+        self.pair.execute(b"ZRANGE", b"pythonricing:counters", b"-", b"+", b"BYLEX", b"LIMIT", b"0", b"1000")
+        self.pair.execute(b"HMGET", name, b"count", b"limit", b"epoch", b"lost")
+        self.pair.execute(b"ZREM", b"pythonricing:counters", name)
+
+    def loss(self, name: bytes) -> None:
+        """Somebody lost something, or put something else in its place."""
+        key = self.random.choice([name, name, name + b":receipt:w1", name + b":key:k1"])
+        count = b"%d" % self.random.choice([0, 4, 9007199254740993])
+        harm = [(b"DEL", key), (b"EXPIRE", key, b"-1"), (b"HSET", name, b"count", count), (b"HDEL", name, b"count")]
+        self.pair.execute(*self.random.choice(harm))
+        if self.random.random() < 0.1:
+            self.pair.execute(b"SET", name, b"not a counter")
+            self.run_wrong(name)
+            self.pair.execute(b"DEL", name)
+
+    def run_wrong(self, name: bytes) -> None:
+        for script, arguments in ((CLAIM, [0, 0, 60, 60, "", "", "", "", "halt"]), (PUT, [1, "change"]), (DELETE, [9])):
+            assert self.run(script, [name, name + b":receipt:none"], *arguments).startswith(b"-WRONGTYPE")
+
+    def flush_scripts(self, name: bytes) -> None:
+        self.pair.execute(b"SCRIPT", b"FLUSH")
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_the_scripts_of_the_service_do_the_same(pair: Pair, seed: int) -> None:
+    service = Service(pair, seed)
+    for _ in range(500):
+        service.step()
+    pair.compare_data()
+
+
+def fill(pair: Pair, generator: Generator, commands: int) -> None:
+    for _ in range(commands):
+        words = generator.command()
+        if words[0].upper() not in (b"DBSIZE", b"HELLO"):  # the latter tells who is a replica
+            pair.execute(*words)
+
+
+@pytest.fixture
+def own_pair(redis_server: Callable[..., RedisServer]) -> Iterator[tuple[RedisServer, Pair]]:
+    """A pair whose real server may be harmed, with data."""
+    server = redis_server(None, "--appendfsync", "no")
+    pair = Pair(server)
+    fill(pair, Generator(0), 500)
+    yield server, pair
+    pair.real.close()
+
+
+def test_out_of_memory(own_pair: tuple[RedisServer, Pair]) -> None:
+    server, pair = own_pair
+    server.run("CONFIG", "SET", "maxmemory", 1)
+    pair.simulated.full = True
+    fill(pair, Generator(1), 1000)
+    # Only what comes before a script's first write is refused.
+    pair.execute(b"EVAL", b"redis.call('DEL', KEYS[1]) return redis.call('SET', KEYS[1], 1)", b"1", b"a")
+    pair.execute(b"EVAL", b"redis.call('GET', KEYS[1]) return redis.call('SET', KEYS[1], 1)", b"1", b"a")
+    for script in (CLAIM, PUT, DELETE):
+        arguments = [b"1", b"0", b"60", b"60", b"10", b"", b"", b"", b"halt", b"1", b"1"]
+        pair.execute(b"EVAL", script.source, b"2", b"counter", b"receipt", *arguments)
+    pair.compare_data()
+
+
+def test_a_replica_refuses_writes(own_pair: tuple[RedisServer, Pair]) -> None:
+    server, pair = own_pair
+    server.run("REPLICAOF", "127.0.0.1", 1)
+    primary = Server(lambda: pair.clock)
+    primary.restore(pair.simulated.copy())
+    pair.simulated.follow(primary)
+    fill(pair, Generator(2), 1000)
+    pair.compare_data()
+
+
+def test_a_replica_without_its_primary_may_refuse_everything(own_pair: tuple[RedisServer, Pair]) -> None:
+    server, pair = own_pair
+    server.run("REPLICAOF", "127.0.0.1", 1)
+    server.run("CONFIG", "SET", "replica-serve-stale-data", "no")
+    pair.simulated.follow(Server(lambda: pair.clock))
+    pair.simulated.refusal = MASTERDOWN
+    reading = [b"EVAL", b"return redis.call('GET', 'a')", b"0"]
+    for words in ([b"GET", b"a"], [b"SET", b"a", b"1"], [b"DEL"], [b"NOSUCH"], [b"TTL", b"a"], [b"PING"], reading):
+        pair.execute(*words)
+
+
+def test_a_primary_without_enough_replicas_refuses_writes(own_pair: tuple[RedisServer, Pair]) -> None:
+    server, pair = own_pair
+    server.run("CONFIG", "SET", "min-replicas-to-write", 1)
+    pair.simulated.write_refusal = NOREPLICAS
+    fill(pair, Generator(3), 1000)
     pair.compare_data()

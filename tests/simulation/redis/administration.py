@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.redis.keyspace import DATABASES
 from tests.simulation.redis.replies import OK, Reply, ReplyError, Status
-from tests.simulation.redis.table import COMMANDS, Arguments, command, integer, wrong_number
+from tests.simulation.redis.table import COMMANDS, Arguments, command, integer, syntax_error, wrong_number
 
 if TYPE_CHECKING:
     from tests.simulation.redis.server import Server
@@ -22,25 +22,25 @@ def ping(server: Server, words: Arguments) -> Reply:
     return words[1] if len(words) > 1 else Status(b"PONG")
 
 
-@command("ECHO", 2)
+@command("ECHO", 2, always=True)
 def echo(server: Server, words: Arguments) -> Reply:
     return words[1]
 
 
-@command("TIME", 1)
+@command("TIME", 1, always=True)
 def time(server: Server, words: Arguments) -> Reply:
     seconds, microseconds = divmod(server.now(), 1_000_000)
     return [b"%d" % seconds, b"%d" % microseconds]
 
 
-@command("AUTH", -2, no_script=True)
+@command("AUTH", -2, no_script=True, always=True)
 def auth(server: Server, words: Arguments) -> Reply:
     return OK
 
 
-@command("SELECT", 2)
+@command("SELECT", 2, no_script=True, always=True)  # a real script may, for itself only
 def select(server: Server, words: Arguments) -> Reply:
-    index = integer(words[1], b"ERR invalid DB index")
+    index = integer(words[1])
     if not 0 <= index < DATABASES:
         raise ReplyError(b"ERR DB index is out of range")
     server.session.database = index
@@ -48,7 +48,7 @@ def select(server: Server, words: Arguments) -> Reply:
     return OK
 
 
-@command("HELLO", -1, no_script=True)
+@command("HELLO", -1, no_script=True, always=True)
 def hello(server: Server, words: Arguments) -> Reply:
     if len(words) > 1 and integer(words[1], b"ERR Protocol version is not an integer or out of range") != 2:
         raise ReplyError(b"NOPROTO unsupported protocol version")
@@ -57,31 +57,31 @@ def hello(server: Server, words: Arguments) -> Reply:
     return [*about, b"mode", b"standalone", b"role", role, b"modules", []]
 
 
-@command("CLIENT SETNAME", 3, no_script=True)
-@command("CLIENT SETINFO", 4, no_script=True)
+@command("CLIENT SETNAME", 3, no_script=True, always=True)
+@command("CLIENT SETINFO", 4, no_script=True, always=True)
 def client_set(server: Server, words: Arguments) -> Reply:
     return OK
 
 
-@command("CLIENT ID", 2, no_script=True)
+@command("CLIENT ID", 2, no_script=True, always=True)
 def client_id(server: Server, words: Arguments) -> Reply:
     return server.session.number
 
 
-@command("CONFIG GET", -3, no_script=True)
+@command("CONFIG GET", -3, no_script=True, always=True)
 def config_get(server: Server, words: Arguments) -> Reply:
-    patterns = [word.decode().lower() for word in words[2:]]
+    patterns = [word.decode("latin-1").lower() for word in words[2:]]
     wanted = [name for name in server.config if any(fnmatchcase(name.decode(), pattern) for pattern in patterns)]
     return [word for name in wanted for word in (name, server.config[name])]
 
 
-@command("COMMAND INFO", -2, no_script=True)
+@command("COMMAND INFO", -2, no_script=True, always=True)
 def command_info(server: Server, words: Arguments) -> Reply:
     found = [COMMANDS.get(word.upper()) for word in words[2:]]
     return [None if entry is None else [entry.name, entry.arity] for entry in found]
 
 
-@command("INFO", -1)
+@command("INFO", -1, always=True)
 def info(server: Server, words: Arguments) -> Reply:
     lines = [
         b"# Server",
@@ -102,7 +102,7 @@ def info(server: Server, words: Arguments) -> Reply:
     return b"\r\n".join([*lines, b""])
 
 
-@command("ROLE", 1, no_script=True)
+@command("ROLE", 1, no_script=True, always=True)
 def role(server: Server, words: Arguments) -> Reply:
     if server.primary is None:
         followers: list[Reply] = [[b"", b"0", b"%d" % follower.acknowledged] for follower in server.followers]
@@ -142,7 +142,11 @@ def _replicas(server: Server, words: Arguments) -> tuple[int, int]:
     """How many replicas WAIT or WAITAOF wants, and for how many milliseconds it waits. Raises ReplyError."""
     name = words[0].upper()
     if server.primary is not None:
-        raise ReplyError(b"ERR %b cannot be used with replica instances." % name)
+        note = b"if a replica is configured to be writable (which is not the default) " if name == b"WAIT" else b""
+        raise ReplyError(
+            b"ERR %b cannot be used with replica instances. Please also note that %bwrites to replicas are just local"
+            b" and are not propagated." % (name, note)
+        )
     if name == b"WAITAOF":
         local = integer(words[1], b"ERR value is out of range, must be between 0 and 1")
         if not 0 <= local <= 1:
@@ -158,6 +162,7 @@ def _replicas(server: Server, words: Arguments) -> tuple[int, int]:
 
 @command("FLUSHALL", -1, write=True)
 def flushall(server: Server, words: Arguments) -> Reply:
+    _check_flush(words)
     for index in range(DATABASES):
         server.empty(index)
     return OK
@@ -165,8 +170,14 @@ def flushall(server: Server, words: Arguments) -> Reply:
 
 @command("FLUSHDB", -1, write=True)
 def flushdb(server: Server, words: Arguments) -> Reply:
+    _check_flush(words)
     server.empty(server.index)
     return OK
+
+
+def _check_flush(words: Arguments) -> None:
+    if len(words) > 2 or (len(words) == 2 and words[1].upper() not in (b"SYNC", b"ASYNC")):
+        raise syntax_error()
 
 
 @command("ASKING", 1)

@@ -6,10 +6,12 @@ both to undo a change and to repeat it elsewhere is one assignment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias, TypeVar, Union, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from tests.simulation.redis.replies import WRONG_TYPE, ReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Hash(dict[bytes, bytes]):
@@ -27,7 +29,7 @@ class Scores(dict[bytes, float]):
         return sorted((score, member) for member, score in self.items())
 
 
-Value: TypeAlias = Union[bytes, Hash, Members, Scores]
+Value: TypeAlias = bytes | Hash | Members | Scores
 #: A value and when it expires, in milliseconds; 0 for never.
 Entry: TypeAlias = tuple[Value, int]
 #: Number of the database, key, what it was and what it is.
@@ -68,12 +70,16 @@ class Keyspace:
 
     def find(self, key: bytes, kind: type[T]) -> T | None:
         """The value of a key. Raises ReplyError if it is of another kind."""
-        entry = self.entry(key)
-        if entry is None:
+        entry = self.entries.get(key)
+        if entry is None or (entry[1] and (entry := self.entry(key)) is None):
             return None
         if type(entry[0]) is not kind:
             raise ReplyError(WRONG_TYPE)
         return entry[0]
+
+    def read(self, key: bytes, kind: type[T]) -> T:
+        """The value of a key, empty if there is none. Raises ReplyError if it is of another kind."""
+        return self.find(key, kind) or kind()
 
     def put(self, key: bytes, entry: Entry | None) -> None:
         entries = self.entries
@@ -113,8 +119,3 @@ class Keyspace:
             self.databases[index].pop(key, None)
         else:
             self.databases[index][key] = entry
-
-
-def owned(value: T | None, kind: type[T]) -> T:
-    """A copy to change."""
-    return cast("T", kind() if value is None else kind(value))

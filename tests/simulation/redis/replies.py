@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 
 class Status(bytes):
@@ -17,7 +17,7 @@ class ReplyError(Exception):
         self.text = text
 
 
-Reply: TypeAlias = Union[bytes, int, None, list["Reply"]]
+Reply: TypeAlias = "bytes | int | list[Reply] | None"
 
 OK = Status(b"OK")
 
@@ -25,7 +25,7 @@ WRONG_TYPE = b"WRONGTYPE Operation against a key holding the wrong kind of value
 NOT_AN_INTEGER = b"ERR value is not an integer or out of range"
 NOT_A_FLOAT = b"ERR value is not a valid float"
 SYNTAX = b"ERR syntax error"
-NO_SCRIPT = b"NOSCRIPT No matching script. Please use EVAL."
+NO_SCRIPT = b"NOSCRIPT No matching script."
 OOM = b"OOM command not allowed when used memory > 'maxmemory'."
 READ_ONLY = b"READONLY You can't write against a read only replica."
 LOADING = b"LOADING Valkey is loading the dataset in memory"
@@ -36,15 +36,12 @@ NOREPLICAS = b"NOREPLICAS Not enough good replicas to write."
 
 
 def encode(reply: Reply) -> bytes:
-    kind = type(reply)
-    if kind is bytes:
-        return b"$%d\r\n%b\r\n" % (len(reply), reply)  # type: ignore[arg-type]
-    if kind is int:
-        return b":%d\r\n" % reply  # type: ignore[operator]
+    if isinstance(reply, Status):
+        return b"+%b\r\n" % reply
+    if isinstance(reply, bytes):
+        return b"$%d\r\n%b\r\n" % (len(reply), reply)
     if reply is None:
         return b"$-1\r\n"
-    if kind is Status:
-        return b"+%b\r\n" % reply  # type: ignore[operator]
-    if isinstance(reply, list):
-        return b"*%d\r\n%b" % (len(reply), b"".join(map(encode, reply)))
-    raise TypeError(f"not a reply: {reply!r}")
+    if isinstance(reply, int):
+        return b":%d\r\n" % reply
+    return b"*%d\r\n%b" % (len(reply), b"".join(map(encode, reply)))

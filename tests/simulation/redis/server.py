@@ -11,13 +11,13 @@ from tests.simulation.redis.administration import patience
 from tests.simulation.redis.keyspace import DATABASES, Entry, Keyspace, Unit
 from tests.simulation.redis.replies import OOM, READ_ONLY, ReplyError, encode
 from tests.simulation.redis.scripting import LUA
-from tests.simulation.redis.table import fits, look_up, wrong_number
+from tests.simulation.redis.table import COMMANDS, fits, look_up, printed, wrong_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.simulation.redis.replies import Reply
-    from tests.simulation.redis.table import Arguments, Command
+    from tests.simulation.redis.table import Arguments
 
 SECOND = 1_000_000
 
@@ -98,46 +98,48 @@ class Server(Keyspace):
                 session.written = self.offset
 
     def _execute(self, words: Arguments) -> Reply:
-        found = look_up(words)
+        found = COMMANDS.get(words[0]) or look_up(words)
         if found is None:
-            shown = b"".join(b"'%b' " % word[:128] for word in words[1:])
-            raise ReplyError(b"ERR unknown command '%b', with args beginning with: %b" % (words[0][:128], shown))
+            shown = b"".join(b"'%b' " % printed(word) for word in words[1:])
+            raise ReplyError(b"ERR unknown command '%b', with args beginning with: %b" % (printed(words[0]), shown))
         if not fits(found, words):
             raise ReplyError(wrong_number(found.name))
-        if self.refusal:
-            raise ReplyError(self.refusal)
         if found.deny_oom and self.full:
             raise ReplyError(OOM)
         if found.write:
-            self._check_write(found)
+            self._check_write()
+        if self.refusal and not found.always:
+            raise ReplyError(self.refusal)
         return found.handler(self, words)
 
-    def _check_write(self, found: Command) -> None:
+    def _check_write(self) -> None:
         if self.write_refusal:
             raise ReplyError(self.write_refusal)
         if self.primary is not None:
             raise ReplyError(READ_ONLY)
 
-    def run_script(self, digest: bytes, keys: Arguments, arguments: Arguments) -> Reply:
+    def run_script(self, digest: bytes, count: int, words: Arguments) -> Reply:
         self._wrote = False
-        return LUA.run(self, digest, keys, arguments)
+        return LUA.run(self, digest, count, words)
 
-    def call_in_script(self, words: list[bytes]) -> Reply:
+    def call_in_script(self, words: Arguments) -> Reply:
         """A command of the running script. Raises ReplyError."""
-        found = look_up(words)
+        found = COMMANDS.get(words[0]) or look_up(words)
         if found is None:
             raise ReplyError(b"ERR Unknown command called from script")
-        if not fits(found, words):
+        handler, _, arity, write, deny_oom, no_script, _ = found
+        if len(words) != arity and (arity > 0 or len(words) < -arity):
             raise ReplyError(b"ERR Wrong number of args calling command from script")
-        if found.no_script:
-            raise ReplyError(b"ERR This command is not allowed from script")
-        if found.write:
+        if no_script:
+            raise ReplyError(b"ERR This Valkey command is not allowed from script")
+        if write:
             # One that has begun to write may go on: it can't stop in the middle.
-            if found.deny_oom and self.full and not self._wrote:
+            if deny_oom and self.full and not self._wrote:
                 raise ReplyError(OOM)
-            self._check_write(found)
+            if self.write_refusal or self.primary is not None:
+                self._check_write()
             self._wrote = True
-        return found.handler(self, words)
+        return handler(self, words)
 
     # What has happened to it
 

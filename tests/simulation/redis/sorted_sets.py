@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from tests.simulation.redis.keyspace import Scores, owned
+from tests.simulation.redis.keyspace import Scores
 from tests.simulation.redis.replies import Reply, ReplyError
 from tests.simulation.redis.table import command, floating, integer, number_text, syntax_error
 
@@ -30,7 +31,7 @@ def zadd(keys: Keyspace, words: Arguments) -> Reply:
     if b"INCR" in options and len(rest) > 2:
         raise ReplyError(b"ERR INCR option supports a single increment-element pair")
     pairs = [(floating(score), member) for score, member in zip(rest[::2], rest[1::2], strict=True)]
-    scores = owned(keys.find(words[1], Scores), Scores)
+    scores = Scores(keys.read(words[1], Scores))
     added = changed = 0
     written: float | None = None
     for score, member in pairs:
@@ -65,19 +66,19 @@ def zrem(keys: Keyspace, words: Arguments) -> Reply:
 
 @command("ZCARD", 2)
 def zcard(keys: Keyspace, words: Arguments) -> Reply:
-    return len(keys.find(words[1], Scores) or {})
+    return len(keys.read(words[1], Scores))
 
 
 @command("ZSCORE", 3)
 def zscore(keys: Keyspace, words: Arguments) -> Reply:
-    score = (keys.find(words[1], Scores) or {}).get(words[2])
+    score = keys.read(words[1], Scores).get(words[2])
     return None if score is None else number_text(score)
 
 
 @command("ZCOUNT", 4)
 def zcount(keys: Keyspace, words: Arguments) -> Reply:
     inside = _score_range(words[2], words[3])
-    return sum(map(inside, _ordered(keys, words[1])))
+    return sum(map(inside, keys.read(words[1], Scores).ordered()))
 
 
 @command("ZRANGE", -4)
@@ -98,7 +99,7 @@ def zrangebylex(keys: Keyspace, words: Arguments) -> Reply:
 @command("ZREMRANGEBYSCORE", 4, write=True)
 def zremrangebyscore(keys: Keyspace, words: Arguments) -> Reply:
     inside = _score_range(words[2], words[3])
-    return _drop(keys, words[1], [item[1] for item in _ordered(keys, words[1]) if inside(item)])
+    return _drop(keys, words[1], [item[1] for item in keys.read(words[1], Scores).ordered() if inside(item)])
 
 
 def _range(keys: Keyspace, words: Arguments, by: bytes) -> Reply:
@@ -111,7 +112,7 @@ def _range(keys: Keyspace, words: Arguments, by: bytes) -> Reply:
         if option == b"WITHSCORES":
             with_scores = True
         elif option == b"LIMIT":
-            amounts = [amount for amount, _ in zip(rest, range(2), strict=False)]
+            amounts = list(islice(rest, 2))
             if len(amounts) < 2:
                 raise syntax_error()
             limit = integer(amounts[0]), integer(amounts[1])
@@ -121,14 +122,14 @@ def _range(keys: Keyspace, words: Arguments, by: bytes) -> Reply:
             by = option
         else:
             raise syntax_error()
-    if limit and not by:
+    if limit and limit[1] != -1 and not by:
         raise ReplyError(b"ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX")
     if with_scores and by == b"BYLEX":
         raise ReplyError(b"ERR syntax error, WITHSCORES not supported in combination with BYLEX")
     low, high = (words[3], words[2]) if reverse and by else (words[2], words[3])
     if by:
         inside = (_score_range if by == b"BYSCORE" else _lex_range)(low, high)
-        items = list(filter(inside, _ordered(keys, words[1])))
+        items = list(filter(inside, keys.read(words[1], Scores).ordered()))
         if reverse:
             items.reverse()
         if limit:
@@ -136,7 +137,7 @@ def _range(keys: Keyspace, words: Arguments, by: bytes) -> Reply:
             items = [] if start < 0 else items[start : start + count if count >= 0 else None]
     else:
         first, last = integer(low), integer(high)
-        items = _ordered(keys, words[1])
+        items = keys.read(words[1], Scores).ordered()
         if reverse:
             items.reverse()
         first, last = (end + len(items) if end < 0 else end for end in (first, last))
@@ -146,19 +147,16 @@ def _range(keys: Keyspace, words: Arguments, by: bytes) -> Reply:
     return [member for _, member in items]
 
 
-def _ordered(keys: Keyspace, key: bytes) -> list[tuple[float, bytes]]:
-    found = keys.find(key, Scores)
-    return found.ordered() if found else []
-
-
 def _score_range(low: bytes, high: bytes) -> Callable[[tuple[float, bytes]], bool]:
-    message = b"ERR min or max is not a float"
-    (first, after), (last, before) = (
-        (floating(word.removeprefix(b"("), message), word.startswith(b"(")) for word in (low, high)
-    )
+    (first, after), (last, before) = ((_bound(word.removeprefix(b"(")), word.startswith(b"(")) for word in (low, high))
     return lambda item: (
         (item[0] > first if after else item[0] >= first) and (item[0] < last if before else item[0] <= last)
     )
+
+
+def _bound(word: bytes) -> float:
+    text = word.partition(b"\0")[0].lstrip()  # as strtod reads it, to which nothing is 0
+    return floating(text, b"ERR min or max is not a float") if text else 0.0
 
 
 def _lex_range(low: bytes, high: bytes) -> Callable[[tuple[float, bytes]], bool]:
@@ -177,12 +175,10 @@ def _lex_range(low: bytes, high: bytes) -> Callable[[tuple[float, bytes]], bool]
 
 
 def _drop(keys: Keyspace, key: bytes, members: list[bytes]) -> int:
-    found = keys.find(key, Scores)
-    if not found:
-        return 0
-    left = owned(found, Scores)
+    scores = keys.read(key, Scores)
+    left = Scores(scores)
     for member in members:
         left.pop(member, None)
-    if len(left) < len(found):
+    if len(left) < len(scores):
         keys.update(key, left)
-    return len(found) - len(left)
+    return len(scores) - len(left)

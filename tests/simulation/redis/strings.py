@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.redis.keyspace import TYPE_NAMES
 from tests.simulation.redis.replies import OK, WRONG_TYPE, ReplyError, Status
-from tests.simulation.redis.table import command, integer, syntax_error
+from tests.simulation.redis.table import command, integer, printed, syntax_error
 
 if TYPE_CHECKING:
     from tests.simulation.redis.keyspace import Keyspace
@@ -24,9 +24,10 @@ def get(keys: Keyspace, words: Arguments) -> Reply:
 
 @command("SET", -3, deny_oom=True)
 def set_(keys: Keyspace, words: Arguments) -> Reply:
-    key, value, expiry = words[1], words[2], 0
-    if len(words) == 3:
-        keys.put(key, (value, 0))
+    key, value = words[1], words[2]
+    if len(words) == 3 or (len(words) == 5 and words[3] == b"EX"):  # nearly all
+        expiry = _expiry(keys, b"EX", words[4], b"set") if len(words) == 5 else 0
+        keys.put(key, (value, expiry))
         return OK
     seen: set[bytes] = set()
     rest = iter(words[3:])
@@ -34,7 +35,7 @@ def set_(keys: Keyspace, words: Arguments) -> Reply:
     for word in rest:
         option = word.upper()
         if option in EXPIRIES:
-            if at or b"KEEPTTL" in seen or (amount := next(rest, None)) is None:
+            if (at and at[0] != option) or b"KEEPTTL" in seen or (amount := next(rest, None)) is None:
                 raise syntax_error()
             at = option, amount
         elif option not in (b"NX", b"XX", b"GET", b"KEEPTTL") or (option == b"KEEPTTL" and at):
@@ -43,8 +44,7 @@ def set_(keys: Keyspace, words: Arguments) -> Reply:
             seen.add(option)
     if {b"NX", b"XX"} <= seen:
         raise syntax_error()
-    if at:
-        expiry = _expiry(keys, *at, b"set")
+    expiry = _expiry(keys, *at, b"set") if at else 0
     before = keys.entry(key)
     if b"GET" in seen and before and type(before[0]) is not bytes:
         raise ReplyError(WRONG_TYPE)
@@ -78,7 +78,7 @@ def incrby(keys: Keyspace, words: Arguments) -> Reply:
 
 
 def _add(keys: Keyspace, key: bytes, amount: int) -> int:
-    total = integer(keys.find(key, bytes) or b"0") + amount
+    total = integer(b"0" if (stored := keys.find(key, bytes)) is None else stored) + amount
     if not -(2**63) <= total < 2**63:
         raise ReplyError(b"ERR increment or decrement would overflow")
     keys.update(key, b"%d" % total)
@@ -135,7 +135,7 @@ def pexpireat(keys: Keyspace, words: Arguments) -> Reply:
 def _expire(keys: Keyspace, words: Arguments, unit: int, base: int, name: bytes) -> int:
     options = {word.upper() for word in words[3:]}
     if unknown := [word for word in words[3:] if word.upper() not in (b"NX", b"XX", b"GT", b"LT")]:
-        raise ReplyError(b"ERR Unsupported option %b" % unknown[0])
+        raise ReplyError(b"ERR Unsupported option %b" % printed(unknown[0]))
     if b"NX" in options and len(options) > 1:
         raise ReplyError(b"ERR NX and XX, GT or LT options at the same time are not compatible")
     if {b"GT", b"LT"} <= options:
