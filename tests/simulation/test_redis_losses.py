@@ -201,7 +201,7 @@ def test_a_replica_lags_and_catches_up(clock: Clock) -> None:
 def test_a_script_reaches_a_replica_as_what_it_changed(clock: Clock) -> None:
     primary, replica = Server(clock), Server(clock)
     replica.follow(primary)
-    arguments = (1, 0, 60, 86400, 100, "", "", "", "halt", 8, 1, 1, -1)
+    arguments = (*[""] * 6, "halt", 604800, 1, 0, 60, 86400, 60, 100, 8, 1, 1, -1)
     first = ask(primary.connect(), "EVAL", CLAIM.source, 3, "counter", "receipt", "key", *arguments)
     clock.step(5)
     assert replica.lag == 1
