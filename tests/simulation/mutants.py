@@ -152,7 +152,7 @@ def _script(script: store.Script, old: str, new: str, name: str) -> list[tuple[o
     undo = [(script, "source", script.source), (script, "digest", script.digest), (store, "SOURCES", store.SOURCES)]
     source = _replaced(script.source.decode(), old, new, name).encode()
     script.source, script.digest = source, hashlib.sha1(source).hexdigest()
-    store.SOURCES = {each.digest: each.source for each in (store.CLAIM, store.PUT, store.DELETE)}
+    store.SOURCES = {each.digest: each.source for each in (store.CLAIM, store.PUT, store.DELETE, store.CLOCK)}
     return undo
 
 
