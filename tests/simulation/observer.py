@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
 
@@ -61,6 +61,10 @@ class Ghost(NamedTuple):
 NOTHING = Ghost()
 
 
+#: What a change looks like: the limit that it made, and whether it was a deletion.
+Look: TypeAlias = tuple[int | None, bool]
+
+
 class State(NamedTuple):
     """A counter's hash in a server: `taken` is its count."""
 
@@ -69,6 +73,15 @@ class State(NamedTuple):
     epoch: int | None
     lost: bytes | None
     deleted: bytes | None
+    revision: int | None
+
+    @property
+    def look(self) -> Look:
+        return (None if self.deleted else self.limit, bool(self.deleted))
+
+
+def shown(state: State | Seen) -> tuple[int, int]:
+    return state.epoch or 0, state.revision or 0
 
 
 class Call:
@@ -125,8 +138,8 @@ class Observer:
         self.verdicts: dict[tuple[str, str], list[float]] = {}
         #: By worker and counter: when a verdict said that nothing is left, with its count and limit.
         self.halts: dict[tuple[str, str], list[tuple[float, tuple[int, int]]]] = {}
-        #: By counter and epoch of the store.
-        self._eras: dict[tuple[str, int], int] = {}
+        #: By counter, epoch and revision of the store: what the last change that led there is known as, and its look.
+        self._marks: dict[tuple[str, int, int], tuple[Ghost, Look | None]] = {}
         self._changes = 0
         self._reader = hiredis.Reader()
         self._nodes: list[Ghost] = [NOTHING]
@@ -172,13 +185,18 @@ class Observer:
             f"{b' '.join(words).decode()}"
             f" [count {before.taken} → {after.taken}, limit {after.limit}]",
         )
-        stored, known = known, self._lifted(name, known, before, after)
+        stored, known = known, self._caught_up(name, known, before.epoch, before.revision, before.look)
+        if call is not None and call.seen is not None and shown(call.seen) > shown(before):
+            look = (None if call.seen.deleted else call.seen.limit, call.seen.deleted)
+            known = self._caught_up(name, known, call.seen.epoch, call.seen.revision, look)
+        if words[0] == b"LOST" or kind == "claim":
+            known = self._caught_up(name, known, after.epoch, after.revision, after.look)
         if kind == "claim":
             node = self._claimed(connection, name, call, known, before, after, words)
         else:
             node = self._changed(name, kind, call, known, before, after, words, arguments)
-        if after.epoch is not None:
-            self._eras.setdefault((name, after.epoch), node.era)
+        if after.epoch is not None and node.change > known.change:
+            self._marks[name, after.epoch, after.revision or 0] = node, after.look
         if node is not stored:
             self._write(machine, name, node)
         if machine is self.primary:
@@ -189,12 +207,16 @@ class Observer:
             call.node = node
         return reply
 
-    def _lifted(self, name: str, known: Ghost, before: State, after: State) -> Ghost:
-        """What the data knows once somebody has told it of a later epoch than its own: of that, nothing else yet."""
-        era = 0 if after.epoch is None else self._eras.get((name, after.epoch), 0)
-        if after.epoch == before.epoch or era <= known.era:
+    def _caught_up(self, name: str, known: Ghost, epoch: int | None, revision: int | None, look: Look) -> Ghost:
+        """What the data knows that shows an epoch and a revision, and looks like the change that made them.
+
+        What is known is written after what it is about, and a worker can tell the data of changes that it has lost.
+        """
+        mark, looked = self._marks.get((name, epoch or 0, revision or 0), (NOTHING, None))
+        if mark.change <= known.change or look != looked:
             return known
-        return Ghost(era, known.change, depth=known.depth)
+        high = known.high if mark.era <= known.era else 0
+        return Ghost(max(mark.era, known.era), mark.change, high, mark.limit, max(mark.depth, known.depth))
 
     def _claimed(
         self,
@@ -320,13 +342,14 @@ class Observer:
 
     def look(self, machine: Machine, name: str) -> State:
         found = self._ask(machine, b"HMGET", b"pythonricing:{%b}" % name.encode(), *FIELDS)
-        count, limit, epoch, lost, deleted = found
+        count, limit, epoch, lost, deleted, revision = found
         return State(
             None if count is None or (deleted and not lost) else int(count),
             None if limit is None else int(limit),
             None if epoch is None else int(epoch),
             lost,
             deleted,
+            None if revision is None else int(revision),
         )
 
     def ghost(self, machine: Machine, name: str) -> Ghost:
@@ -443,7 +466,7 @@ class Observer:
 
 #: The word of a claim's reply that is the count before it.
 BEFORE = 5
-FIELDS = (b"count", b"limit", b"epoch", b"lost", b"deleted")
+FIELDS = (b"count", b"limit", b"epoch", b"lost", b"deleted", b"revision")
 
 
 class Watched:
