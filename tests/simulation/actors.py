@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Where the workers find the store.
 ADDRESS = "store"
+#: Seconds after which a worker that can't stop is killed, as a server does.
+STOP_SECONDS = 30.0
 
 
 class Worker:
@@ -89,11 +91,12 @@ class Worker:
         scene.history.note("", f"{name} stops")
         self.accepting = False
         process = self.process
-        while self._asked and process.alive:
+        end = scene.world.time() + STOP_SECONDS
+        while self._asked and process.alive and scene.world.time() < end:
             await asyncio.sleep(0.05)
         if process.alive:
             closing = process.start(self.counters.close())
-            while not closing.done() and process.alive:
+            while not closing.done() and process.alive and scene.world.time() < end:
                 await asyncio.sleep(0.05)
             scene.history.note("", f"{name} has stopped")
             process.kill()
@@ -132,6 +135,8 @@ class Worker:
             answer = ("reused",)
         except StoreError as error:
             answer = ("unavailable", str(error))
+        except Exception as error:
+            answer = ("error", repr(error))
         scene = self._scene
         operation.decided = scene.world.time()
         operation.decision = answer

@@ -171,7 +171,8 @@ def _judge_keys(scene: Scene) -> None:
 def _judge_books(scene: Scene) -> None:
     """Each number that was given has an owner, or a line that says what became of it.
 
-    Or it was in flight when the worker was killed, or when the store lost it before the worker had an answer.
+    Or it was in flight when the worker was killed, or when the store lost it (or the receipts that keep a late batch
+    from being executed) before the worker had an answer.
     """
     history, observer = scene.history, scene.observer
     for grant in history.grants:
@@ -187,6 +188,6 @@ def _judge_books(scene: Scene) -> None:
         if any(since <= grant.time for since in history.in_doubt.get(whose, ())):
             continue
         answered = min((at for at in observer.verdicts.get(whose, ()) if at >= grant.time), default=float("inf"))
-        if any(grant.time <= at <= answered for at in observer.lost_at):
+        if any(grant.sent <= at <= answered for at in observer.lost_at):
             continue
         history.object("the books balance", grant.name, f"nothing says what became of {missing[:20]} of {grant}")

@@ -67,7 +67,7 @@ class Operation:
 
 
 class Grant(NamedTuple):
-    """Numbers that the store gave to a worker's batch: `low` to `high`."""
+    """Numbers that the store gave to a worker's batch, `low` to `high`, and when it had been `sent`."""
 
     time: float
     worker: str
@@ -75,6 +75,7 @@ class Grant(NamedTuple):
     low: int
     high: int
     era: int
+    sent: float
 
 
 class Objection(Exception):

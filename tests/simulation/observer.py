@@ -10,6 +10,7 @@ Rules that can be judged at once are judged here; checker.py judges the rest whe
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,19 +36,26 @@ class Ghost(NamedTuple):
     """What somebody knows of a counter.
 
     `era` is the last reset or deletion, `change` the last change by an operator, both by their order of execution;
-    `high` the highest number of the era; `limit` what the last change made it, None if that isn't known.
+    `high` the highest number of the era; `limit` what the last change made it, None if that isn't known; `depth` how many
+    changes led there: two that were made without knowledge of each other, because the store lost one of them, can't be
+    told apart by a revision.
     """
 
     era: int = 0
     change: int = 0
     high: int = 0
     limit: int | None = None
+    depth: int = 0
 
     def merged(self, other: Ghost) -> Ghost:
         """What is known after hearing of `other` too."""
         high = max(self.high, other.high) if self.era == other.era else (self if self.era > other.era else other).high
         newer = other if other.change >= self.change else self
-        return Ghost(max(self.era, other.era), newer.change, high, newer.limit)
+        return Ghost(max(self.era, other.era), newer.change, high, newer.limit, max(self.depth, other.depth))
+
+    def lacks_change_of(self, other: Ghost) -> bool:
+        """Whether `other` knows of a change that is not known here, nor superseded by as many others."""
+        return other.change > self.change and other.depth > self.depth
 
 
 NOTHING = Ghost()
@@ -66,7 +74,19 @@ class State(NamedTuple):
 class Call:
     """A worker's use of the store. `known` is what the worker knew when it began, `node` what the reply tells."""
 
-    __slots__ = ("batch", "first_uses", "kind", "known", "losses", "name", "node", "operation", "seen", "worker")
+    __slots__ = (
+        "batch",
+        "began",
+        "first_uses",
+        "kind",
+        "known",
+        "losses",
+        "name",
+        "node",
+        "operation",
+        "seen",
+        "worker",
+    )
 
     def __init__(self, worker: str, kind: str, name: str, known: Ghost, losses: int) -> None:
         self.worker = worker
@@ -74,6 +94,7 @@ class Call:
         self.name = name
         self.known = known
         self.losses = losses
+        self.began = asyncio.get_running_loop().time()
         self.node: Ghost | None = None
         self.seen: Seen | None = None
         self.batch: Batch | None = None
@@ -173,7 +194,7 @@ class Observer:
         era = 0 if after.epoch is None else self._eras.get((name, after.epoch), 0)
         if after.epoch == before.epoch or era <= known.era:
             return known
-        return Ghost(era, known.change)
+        return Ghost(era, known.change, depth=known.depth)
 
     def _claimed(
         self,
@@ -195,7 +216,7 @@ class Observer:
             node = node._replace(limit=after.limit)
         if words[-1].startswith(b"^") and call is not None:
             # Lifted to what the worker knew: from now on the store knows that too.
-            if call.known.change > known.change and call.known.limit not in (None, after.limit):
+            if known.lacks_change_of(call.known) and call.known.limit not in (None, after.limit):
                 self._history.object(
                     "an older limit wins",
                     name,
@@ -213,7 +234,9 @@ class Observer:
             if call is not None:
                 self._judge_worker(call, known, count, after)
         if after.taken > count:
-            self._history.grants.append(Grant(self._world.time(), worker, name, count + 1, after.taken, node.era))
+            now = self._world.time()
+            sent = now if call is None else call.began
+            self._history.grants.append(Grant(now, worker, name, count + 1, after.taken, node.era, sent))
             if node.limit is not None and after.taken > node.limit and not self.raises:
                 self._history.object(
                     "admitted past the limit",
@@ -231,7 +254,7 @@ class Observer:
                 call.name,
                 f"{call.worker} was given {count + 1} to {after.taken}, but it has seen {worker.high}",
             )
-        elif worker.change > known.change and not (worker.change == worker.era and not worker.high and not known.high):
+        elif known.lacks_change_of(worker) and not (worker.change == worker.era and not worker.high and not known.high):
             self._history.object(
                 "a worker admits from a store that lost a change it has seen",
                 call.name,
@@ -265,7 +288,8 @@ class Observer:
         if kind == "delete" or b"restart" in arguments:
             if after.taken:
                 self._history.object("a reset counts from 0", name, f"the count is {after.taken}")
-            return Ghost(change, change, 0, after.limit)
+            depth = max(known.depth, 0 if call is None else call.known.depth)
+            return Ghost(change, change, 0, after.limit, depth + 1)
         if words[-1].startswith(b"^") and call is not None:
             known = known.merged(call.known)
         count = after.taken or 0
@@ -279,7 +303,7 @@ class Observer:
                 name,
                 f"{call.worker} has seen {call.known.high}, and the count is {count}",
             )
-        return known._replace(change=change, high=max(known.high, count), limit=after.limit)
+        return known._replace(change=change, high=max(known.high, count), limit=after.limit, depth=known.depth + 1)
 
     def _told(self, call: Call, reply: bytes, node: Ghost) -> Ghost:
         """What a reply tells: a receipt tells what was so when it was written."""
