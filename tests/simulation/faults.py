@@ -154,16 +154,18 @@ class Chaos:
 
         return start
 
-    def _outage(self, fault: Fault) -> Callable[[], None] | None:
+    async def _outage(self, fault: Fault) -> None:
+        """The store goes when it has executed what it never answers."""
         machine = self._scene.observer.primary
         if not machine.up:
-            return None
-        machine.stop()
-
-        def start() -> None:
+            return
+        for connection in list(machine.connections):
+            connection.stall("down", True)
+        await asyncio.sleep(fault.draws[1] * 0.3)
+        if machine.up:
+            machine.stop()
+            await asyncio.sleep(fault.seconds)
             machine.start(0)
-
-        return start
 
     def _freeze(self, fault: Fault) -> Callable[[], None]:
         machine = self._scene.observer.primary

@@ -305,6 +305,8 @@ class Observer:
                 name,
                 f"answered {operation.decision} at {operation.decided:.6f}: {operation}",
             )
+        if operation is not None and operation.limit not in (None, after.limit):
+            self._history.object("a change makes the limit", name, f"{operation} made it {after.limit}")
         self._changes += 1
         change = self._changes
         if kind == "delete" or b"restart" in arguments:

@@ -17,7 +17,7 @@ from tests.simulation.machine import Machine
 from tests.simulation.network import Network
 from tests.simulation.observer import Observer
 from tests.simulation.plan import Plan
-from tests.simulation.world import Process, World
+from tests.simulation.world import Endless, Process, World
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,10 @@ def simulate(seed: int | str, faults: Sequence[Fault] | None = None) -> Scene:
     uuid.uuid4 = lambda: uuid.UUID(int=random.getrandbits(128), version=4)
     try:
         scene = Scene(seed, faults)
-        scene.world.run_until_complete(scene.people.start(scene.run()))
+        try:
+            scene.world.run_until_complete(scene.people.start(scene.run()))
+        except Endless as error:
+            scene.history.object("every history ends", "", str(error))
         scene.world.inspect()
         judge(scene)
     finally:

@@ -22,6 +22,14 @@ T = TypeVar("T")
 _Call = tuple[asyncio.Handle, Context, "Callable[..., Any]", tuple[Any, ...]]
 
 
+#: Steps after which a history is given up: the longest take a fifth of it.
+MAX_STEPS = 1_000_000
+
+
+class Endless(Exception):
+    """A world in which things go on and on."""
+
+
 class Process:
     """Something that runs by itself: it can be paused, and killed at any moment."""
 
@@ -187,6 +195,8 @@ class World(asyncio.AbstractEventLoop):
         draw = self.random.random
         while runnable:
             self.steps += 1
+            if self.steps > MAX_STEPS:
+                raise Endless(f"after {self.steps:,} steps, {self._now:.0f} s have passed: {runnable[0].ready}")
             place = int(draw() * len(runnable)) if len(runnable) > 1 else 0
             process = runnable[place]
             ready = process.ready
