@@ -80,7 +80,7 @@ class Worker:
         #: The one used longest ago first.
         self.lanes: OrderedDict[str, Lane] = OrderedDict()
         #: Those whose claims wait for the store.
-        self.busy: set[Lane] = set()
+        self.busy: dict[Lane, None] = {}  # in order, so that what is drawn from a seed is repeated exactly
         #: Claims that wait for the store.
         self.pending = 0
         #: Of the worker's last batch, whichever counter it was about: a lane may be forgotten, a receipt is not.
@@ -153,7 +153,7 @@ class Lane:
         self._waiting.append(Claim(size, key, future, now + worker.timeout, gone))
         worker.pending += 1
         if self.task is None:
-            worker.busy.add(self)
+            worker.busy[self] = None
             self.task = worker.loop.create_task(self._drain())
             worker.began()
         return future
@@ -264,7 +264,7 @@ class Lane:
                 self._in_flight = []
         finally:
             self.task = None
-            worker.busy.discard(self)
+            worker.busy.pop(self, None)
             if self.name in worker.lanes:
                 worker.lanes.move_to_end(self.name)
 

@@ -305,7 +305,7 @@ class Observer:
                 name,
                 f"answered {operation.decision} at {operation.decided:.6f}: {operation}",
             )
-        if operation is not None and operation.limit not in (None, after.limit):
+        if operation is not None and operation.kind == "put" and operation.limit != after.limit:
             self._history.object("a change makes the limit", name, f"{operation} made it {after.limit}")
         self._changes += 1
         change = self._changes

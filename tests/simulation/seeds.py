@@ -4,6 +4,7 @@
 FAILED_ONCE: tuple[int, ...] = ()
 
 NOTICED_AT: dict[str, int] = {
+    "change does not write the limit": 5,
     "a count not written": 0,
     "a loss not marked": 9,
     "absence believed": 7,
