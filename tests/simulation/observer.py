@@ -213,10 +213,11 @@ class Observer:
         What is known is written after what it is about, and a worker can tell the data of changes that it has lost.
         """
         mark, looked = self._marks.get((name, epoch or 0, revision or 0), (NOTHING, None))
-        if mark.change <= known.change or look != looked:
+        if look != looked or (mark.change <= known.change and mark.era <= known.era):
             return known
         high = known.high if mark.era <= known.era else 0
-        return Ghost(max(mark.era, known.era), mark.change, high, mark.limit, max(mark.depth, known.depth))
+        newer = max(mark, known, key=lambda ghost: ghost.change)
+        return Ghost(max(mark.era, known.era), newer.change, high, newer.limit, max(mark.depth, known.depth))
 
     def _claimed(
         self,
