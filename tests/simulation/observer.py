@@ -315,6 +315,14 @@ class Observer:
                 self._history.object("a reset counts from 0", name, f"the count is {after.taken}")
             depth = max(known.depth, 0 if call is None else call.known.depth)
             return Ghost(change, change, 0, after.limit, depth + 1)
+        seen = None if call is None else call.seen
+        first = (
+            not self.raises and not before.lost and not before.deleted and before.epoch in (None, seen and seen.epoch)
+        )
+        if seen is not None and first and not seen.deleted and seen.count > (before.taken or 0):
+            self._history.object(
+                "a change that is the first to notice a loss ends none", name, f"its worker had seen {seen}"
+            )
         if words[-1].startswith(b"^") and call is not None:
             known = known.merged(call.known)
         count = after.taken or 0
