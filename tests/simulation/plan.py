@@ -29,6 +29,8 @@ KINDS = {
     "clock": 0.1,  # the store's clock is stepped
     "outage": 0.05,  # the store is gone for more than an hour
 }
+#: Seconds of an outage, longer than a batch is sent again, or longer than its receipt lives.
+OUTAGES = ((650, 900), (3650, 4200))
 #: For how many seconds each lasts, at most.
 LASTS = {
     "stall up": 6.0,
@@ -100,7 +102,7 @@ class Plan:
             if kind == "outage":
                 if any(fault.kind == "outage" for fault in faults):
                     continue
-                seconds = draw.uniform(700, 8000)
+                seconds = draw.uniform(*draw.choice(OUTAGES))
             else:
                 seconds = LASTS.get(kind, 0.0) * draw.random() ** 2
             faults.append(Fault(draw.random() * span, kind, seconds, (draw.random(), draw.random(), draw.random())))

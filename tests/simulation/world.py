@@ -22,8 +22,8 @@ T = TypeVar("T")
 _Call = tuple[asyncio.Handle, Context, "Callable[..., Any]", tuple[Any, ...]]
 
 
-#: Steps after which a history is given up: the longest take a fifth of it.
-MAX_STEPS = 1_000_000
+#: Steps after which a history is given up: the longest take half of them.
+MAX_STEPS = 2_000_000
 
 
 class Endless(Exception):
