@@ -337,8 +337,7 @@ class Lane:
             if worker.loop.time() > give_up:
                 self._give_up(claims)
             left = [claim for claim in claims if not claim.future.done()]
-            if len(left) < len(claims):
-                compositions.append(left)
+            compositions.append(left)
 
     def _give_up(self, claims: list[Claim]) -> NoReturn:
         """Stop sending a batch: before long the store will have forgotten whether it was executed."""

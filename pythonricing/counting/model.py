@@ -137,6 +137,8 @@ class Batch(msgspec.Struct):
     name: str
     worker: str
     sequence: int
+    #: How often it was sent before, and so which composition it is. From 1 on, what nothing was executed for leaves a
+    #: receipt too: the copy before may still be on its way, and must not be executed after this one was answered.
     attempt: int
     #: The size of each claim; at least 1.
     sizes: list[int]

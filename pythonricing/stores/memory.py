@@ -16,6 +16,7 @@ from pythonricing.counting.model import (
     Replay,
     Seen,
     StateLost,
+    StoreError,
     StoreRejected,
     StoreUnavailable,
     TooMany,
@@ -44,7 +45,7 @@ class MemoryStore:
         self.on_connect: Callable[[], None] = lambda: None
         #: Counters, lost ones and tombstones too.
         self._states: dict[str, State] = {}
-        self._receipts: dict[tuple[str, str], tuple[int, Verdict]] = {}
+        self._receipts: dict[tuple[str, str], tuple[int, Verdict | StoreError]] = {}
         self._words: OrderedDict[tuple[str, str], object] = OrderedDict()
         # Each in order of arrival, so that the expired ones are at the front.
         self._admitted: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
@@ -76,8 +77,15 @@ class MemoryStore:
         if receipt is not None and receipt[0] >= batch.sequence:
             if receipt[0] > batch.sequence:
                 raise StoreRejected("a later batch of this worker was executed before this one")
+            if isinstance(receipt[1], StoreError):
+                raise receipt[1]
             return receipt[1]
-        state, raised = self._current(batch.name, batch.seen, batch.create)
+        try:
+            state, raised = self._current(batch.name, batch.seen, batch.create)
+        except StoreError as error:
+            if batch.attempt:  # the first copy must not be executed when it arrives
+                self._receipts[batch.name, batch.worker] = (batch.sequence, error)
+            raise
         before = state.count
         replays: list[Replay | None] = []
         for size, key in zip(batch.sizes, batch.keys or [None] * len(batch.sizes), strict=True):

@@ -1,7 +1,7 @@
 """Seeds worth keeping: of histories that failed once, and at which each mutant is noticed."""
 
 #: What was wrong with the service, or with the simulation, stands in the commit that added the seed.
-FAILED_ONCE: tuple[int, ...] = (54, 230, 287, 523, 559, 21391)
+FAILED_ONCE: tuple[int, ...] = (54, 230, 287, 523, 559, 21391, 1236, 1571, 20183)
 
 NOTICED_AT: dict[str, int] = {
     "change that knows of nothing ends a loss": 121,

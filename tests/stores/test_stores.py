@@ -166,6 +166,39 @@ def test_a_batch_that_nobody_waits_for_any_more_leaves_a_receipt_and_counts_noth
     assert opened.count() == 0
 
 
+def test_a_batch_whose_repeat_was_told_of_a_loss_is_not_executed_when_it_arrives(opened: Opened) -> None:
+    put(opened, 10)
+    now = seen(opened)
+    for _ in range(2):  # the first reply was lost
+        with pytest.raises(StateLost):
+            opened.claim(1, sequence=7, attempt=1, seen=msgspec.structs.replace(now, count=6))
+    put(opened, 10)
+    with pytest.raises(StateLost):
+        opened.claim(1, 1, sequence=7, attempt=0)
+    assert opened.count() == 6
+    assert opened.claim(1, sequence=8).before == 6
+
+
+def test_a_batch_whose_repeat_found_no_counter_is_not_executed_when_it_arrives(opened: Opened) -> None:
+    for deleted in (False, True):
+        if deleted:
+            put(opened, 10)
+            opened.run(opened.store.delete(opened.name, word()))
+        opened.sequence += 1
+        sequence = opened.sequence
+        for _ in range(2):
+            with pytest.raises(NoSuchCounter) as told:
+                opened.claim(1, sequence=sequence, attempt=1)
+            assert (told.value.seen is not None) == deleted
+        put(opened, 10)
+        with pytest.raises(NoSuchCounter):
+            opened.claim(1, 1, sequence=sequence, attempt=0)
+        assert opened.count() == 0
+        assert opened.claim(1).before == 0
+        opened.run(opened.store.delete(opened.name, word()))
+        opened.name += "-other"
+
+
 def test_an_older_batch_that_arrives_late_is_not_executed(opened: Opened) -> None:
     put(opened, 10)
     opened.claim(1, sequence=8)

@@ -198,6 +198,23 @@ BEGIN
   END IF;
 END $$;
 
+-- End a transaction in which nothing was executed for a batch; and if that is a repeat, nothing is later either, when its
+-- first copy arrives: the receipt is '{}' for LOST, epoch and revision of the deletion, or zeros, for MISSING.
+CREATE OR REPLACE PROCEDURE pythonricing.refuse(
+  counter_name text, worker_id text, batch_sequence bigint, batch_attempt int, receipt_seconds int, answer bigint[],
+  changed boolean
+) LANGUAGE plpgsql AS $$
+BEGIN
+  IF batch_sequence > 0 AND batch_attempt > 0 THEN
+    INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires) VALUES (
+        counter_name, worker_id, batch_sequence, answer, clock_timestamp() + make_interval(secs => receipt_seconds))
+      ON CONFLICT (name, worker) DO UPDATE
+        SET sequence = excluded.sequence, reply = excluded.reply, expires = excluded.expires;
+    changed := true;
+  END IF;
+  CALL pythonricing.finish(changed);
+END $$;
+
 -- One batch of claims on one counter: executed once, however often it is sent.
 --
 -- The claims are runs in arrival order: times[i] claims of sizes[i]; one with a key is a run of its own.
@@ -259,8 +276,8 @@ BEGIN
         -- A write: the first commit may not have reached a synchronous standby, and this one waits for both.
         UPDATE pythonricing.receipt r SET expires = clock_timestamp() + make_interval(secs => receipt_seconds)
           WHERE r.name = counter_name AND r.worker = worker_id;
-        outcome := 'OK';
-        reply := receipt.reply;
+        outcome := CASE cardinality(receipt.reply) WHEN 0 THEN 'LOST' WHEN 2 THEN 'MISSING' ELSE 'OK' END;
+        reply := CASE WHEN receipt.reply <> '{0,0}' THEN receipt.reply END;
         COMMIT;
         RETURN;
       ELSIF receipt.sequence > batch_sequence THEN
@@ -291,14 +308,16 @@ BEGIN
   END IF;
   IF counter.lost THEN
     outcome := 'LOST';
-    CALL pythonricing.finish(changed);
+    CALL pythonricing.refuse(counter_name, worker_id, batch_sequence, batch_attempt, receipt_seconds, '{}', changed);
     RETURN;
   END IF;
   IF counter.name IS NULL OR counter.epoch = 0 OR counter.deleted_until IS NOT NULL THEN
     IF create_limit IS NULL THEN
       outcome := 'MISSING';
       reply := CASE WHEN counter.epoch > 0 THEN ARRAY[counter.epoch, counter.revision] END;
-      CALL pythonricing.finish(changed);
+      CALL pythonricing.refuse(
+        counter_name, worker_id, batch_sequence, batch_attempt, receipt_seconds,
+        coalesce(reply::bigint[], '{0,0}'), changed);
       RETURN;
     END IF;
     IF counter.epoch > 0 THEN

@@ -4,7 +4,7 @@
 -- KEYS[3..]  the idempotency keys, one for each keyed claim in order: "epoch:size:count:limit:admitted"
 --
 -- ARGV[9]    sequence of the batch; 0 reads only and leaves no receipt
--- ARGV[10]   attempt: which composition of the batch this is
+-- ARGV[10]   attempt: which composition of the batch this is; from 1 on it is a repeat
 -- ARGV[11]   seconds a receipt is kept
 -- ARGV[12]   seconds the key of an admitted claim is kept
 -- ARGV[13]   seconds the key of a refused claim is kept
@@ -30,12 +30,20 @@ if sequence > 0 then
   end
 end
 
+-- Nothing is executed; and if this is a repeat, not later either, when its first copy arrives.
+local function nothing(reply)
+  if sequence > 0 and tonumber(ARGV[10]) > 0 then
+    redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])
+  end
+  return reply
+end
+
 if recover() then
-  return 'LOST'
+  return nothing('LOST')
 end
 if deleted or not count then
   if ARGV[14] == '' then
-    return missing()
+    return nothing(missing())
   end
   if deleted then
     revision = revision + 1
