@@ -347,29 +347,30 @@ class Lane:
     def _settle(self, claims: list[Claim], verdict: Verdict) -> None:
         """Answer the claims of a batch: the same greedy grant that the store made (see Verdict)."""
         worker = self._worker
-        count, limit = verdict.before, verdict.limit
+        count, limit, most = verdict.before, verdict.limit, verdict.most
         replays = iter(verdict.replays)
         admitted: list[tuple[int, int]] = []
         orphaned: list[tuple[int, int]] = []
         refused = 0
         for claim in claims:
             future, size = claim.future, claim.size
+            given_up = future.done()
             replay = None if claim.key is None else next(replays)
             try:
-                answer = decide(count, limit, size, verdict.most, replay)
+                answer = decide(count, limit, size, most, replay)
             except (KeyReused, TooMany) as error:
-                if not future.done():
+                if not given_up:
                     future.set_exception(error)
                 continue
             if replay is None:
                 count = answer.request_count
                 if answer.admitted:
-                    (orphaned if future.done() else admitted).append((count, size))
-                elif not future.done():
+                    (orphaned if given_up else admitted).append((count, size))
+                elif not given_up:
                     refused += 1
-            if not future.done():
+            if not given_up:
                 future.set_result(answer)
-        self.see(Seen(verdict.epoch, verdict.revision, count, limit, verdict.most))
+        self.see(Seen(verdict.epoch, verdict.revision, count, limit, most))
         if verdict.raised is not None:
             worker.journal.raised(self.name, verdict.raised, verdict.before)
         if count >= limit and worker.halt_cache:

@@ -35,17 +35,18 @@ class Application(Starlette):
     ) -> None:
         self.parts = parts
         self._claim = Claim(parts)
-        #: The claims' methods, the paths before the name, and whether there is a name.
-        self._claims: set[tuple[str, str, bool]] = set()
+        #: The claims' methods with their paths, where they name no counter, and with what stands before the name.
+        self._claims: set[tuple[str, str]] = set()
+        self._named_claims: set[tuple[str, str]] = set()
         methods: dict[str, dict[str, ASGIApp]] = {}
         for operation in OPERATIONS:
             if operation.watch and not watch:
                 continue
             at = methods.setdefault(operation.path, {})
             if operation.endpoint is Claim:
-                head, _, name = operation.path.rpartition("/")
+                head, slash, name = operation.path.rpartition("/")
                 if not parts.allowed_origins:  # whose pages need what the middleware says
-                    self._claims.add((operation.method, f"{head}/", bool(name)))
+                    (self._named_claims if name else self._claims).add((operation.method, head + slash))
                 at[operation.method] = self._claim
             else:
                 at[operation.method] = request_response(operation.endpoint)  # type: ignore[arg-type]
@@ -59,9 +60,13 @@ class Application(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not scope.get("root_path"):
-            head, slash, name = scope["path"].rpartition("/")
-            if (scope["method"], head + slash, name != "") in self._claims:
-                await self._claim.answer(scope, receive, send, name or DEFAULT)
+            method, path = scope["method"], scope["path"]
+            if (method, path) in self._claims:
+                await self._claim.answer(scope, receive, send, DEFAULT)
+                return
+            head, slash, name = path.rpartition("/")
+            if name and (method, head + slash) in self._named_claims:
+                await self._claim.answer(scope, receive, send, name)
                 return
         await super().__call__(scope, receive, send)
 

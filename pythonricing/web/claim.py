@@ -29,8 +29,8 @@ KEY = re.compile(rb"[!-~]{1,255}")
 SIZE = re.compile(r"[0-9]{1,16}")
 
 _NO_STORE = (b"cache-control", b"no-store")
-_ADMITTED = 200, [(b"content-type", b"application/json"), _NO_STORE]
-_REFUSED = 429, [(b"content-type", problems.MEDIA_TYPE.encode()), _NO_STORE]
+_JSON = (b"content-type", b"application/json")
+_PROBLEM = (b"content-type", problems.MEDIA_TYPE.encode())
 _CLAIM_HEADERS = frozenset((b"idempotency-key", b"content-length", b"transfer-encoding", b"sec-fetch-site"))
 
 
@@ -75,14 +75,14 @@ class Claim:
                         await self._bodies.read(scope, receive)
             answer = await self._claim(name, size, key, partial(gone, receive))
             if answer.admitted:
-                (status, headers), body = _ADMITTED, encode(Claimed(answer.request_count, answer.limit))
+                status, media, body = 200, _JSON, encode(Claimed(answer.request_count, answer.limit))
             else:
-                (status, headers), body = _REFUSED, self._refusal(name, size, answer)
+                status, media, body = 429, _PROBLEM, self._refusal(name, size, answer)
             await send(
                 {
                     "type": "http.response.start",
                     "status": status,
-                    "headers": [*headers, (b"content-length", b"%d" % len(body))],
+                    "headers": [media, _NO_STORE, (b"content-length", b"%d" % len(body))],
                 }
             )
             await send({"type": "http.response.body", "body": body})

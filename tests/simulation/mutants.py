@@ -84,10 +84,10 @@ MUTANTS = {
     "a count not written": Mutant(store.CLAIM, "if count > before then", "if count > before + 1 then"),
     # Keys
     "record of another epoch believed": Mutant(
-        store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if record then"
+        store.CLAIM, "if record and string.match(record, '^%d+') == reply[2] then", "if record then"
     ),
     "record not believed": Mutant(
-        store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if false then"
+        store.CLAIM, "if record and string.match(record, '^%d+') == reply[2] then", "if false then"
     ),
     "record expires early": Mutant(store.CLAIM, "'EX', admitted and ARGV[12] or ARGV[13])", "'EX', 1)"),
     "replays in the wrong order": Mutant(

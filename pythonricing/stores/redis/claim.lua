@@ -53,7 +53,9 @@ if deleted or not count then
   save()
 end
 
-local reply = { ARGV[10], digits(epoch), digits(revision), digits(limit), digits(most), digits(count) }
+-- Mostly as it was stored: that saves a tenth of the script.
+local reply = saved and { ARGV[10], digits(epoch), digits(revision), digits(limit), digits(most), digits(count) }
+  or { ARGV[10], stored[4], stored[5] or '0', stored[2], stored[3] or '0', stored[1] }
 local before, keyed = count, 2
 for i = 15, #ARGV, 2 do
   local times, size = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
@@ -64,7 +66,7 @@ for i = 15, #ARGV, 2 do
   else
     keyed, size = keyed + 1, -size
     local record = redis.call('GET', KEYS[keyed])
-    if record and string.match(record, '^%d+') == digits(epoch) then
+    if record and string.match(record, '^%d+') == reply[2] then
       reply[#reply + 1] = record
     else
       if most == 0 or size <= most then

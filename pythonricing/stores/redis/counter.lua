@@ -29,8 +29,10 @@ count = lost and math.max(count or 0, tonumber(lost)) or count
 lost, deleted = lost and true, deleted and true
 
 local raised = false -- the count before a loss raised it
+local saved = false -- whether the state is another one than `stored`
 
 local function save()
+  saved = true
   redis.call('HSET', KEYS[1], 'count', digits(count), 'limit', digits(limit), 'most', digits(most),
     'epoch', digits(epoch), 'revision', digits(revision), 'base', digits(base))
   redis.call('HDEL', KEYS[1], 'origin')
