@@ -34,7 +34,7 @@ class Mutant(NamedTuple):
 TIMED_OUT = 'claim.future.set_exception(StoreUnavailable("the store did not answer in time"))'
 WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])"
 REVISED = """count, revision = math.max(before, seen_count), seen_revision
-    limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'"""
+      limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'"""
 
 MUTANTS = {
     # Receipts
@@ -68,9 +68,9 @@ MUTANTS = {
     "another epoch believed": Mutant(
         store.CLAIM, "if seen_count <= base and not (seen_revision > 0 and revision == 0) then", "if true then"
     ),
-    "a loss not marked": Mutant(store.CLAIM, "lost = not raise\n    save()", "lost = not raise"),
+    "a loss not marked": Mutant(store.CLAIM, "lost = not raise\n      save()", "lost = not raise"),
     "tombstone forgotten": Mutant(store.DELETE, "lost, deleted = false, true", "lost, deleted, base = false, true, 0"),
-    "raise does not lift": Mutant(store.CLAIM, "count = seen_count\n  else", "count = count\n  else"),
+    "raise does not lift": Mutant(store.CLAIM, "count = seen_count\n    else", "count = count\n    else"),
     "the older limit wins": Mutant(
         store.CLAIM, REVISED, "count, revision = math.max(before, seen_count), seen_revision"
     ),

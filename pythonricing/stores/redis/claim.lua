@@ -30,27 +30,29 @@ if sequence > 0 then
   end
 end
 
--- Nothing is executed; and if this is a repeat, not later either, when its first copy arrives.
-local function nothing(reply)
-  if sequence > 0 and tonumber(ARGV[10]) > 0 then
-    redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])
+if not settled then
+  -- Nothing is executed; and if this is a repeat, not later either, when its first copy arrives.
+  local function nothing(reply)
+    if sequence > 0 and tonumber(ARGV[10]) > 0 then
+      redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])
+    end
+    return reply
   end
-  return reply
-end
 
-if recover() then
-  return nothing('LOST')
-end
-if deleted or not count then
-  if ARGV[14] == '' then
-    return nothing(missing())
+  if recover() then
+    return nothing('LOST')
   end
-  if deleted then
-    revision = revision + 1
+  if deleted or not count then
+    if ARGV[14] == '' then
+      return nothing(missing())
+    end
+    if deleted then
+      revision = revision + 1
+    end
+    start(deleted)
+    limit, most = tonumber(ARGV[14]), 0
+    save()
   end
-  start(deleted)
-  limit, most = tonumber(ARGV[14]), 0
-  save()
 end
 
 -- Mostly as it was stored: that saves a tenth of the script.

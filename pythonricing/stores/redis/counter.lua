@@ -1,5 +1,5 @@
--- What all scripts begin with: a counter as it is stored, held against what the worker has seen of it. A translation of
--- counting/rules.py; docs/protocol.md says why.
+-- What all scripts begin with, after their name in `script`: a counter as it is stored, held against what the worker
+-- has seen of it. A translation of counting/rules.py; docs/protocol.md says why.
 --
 -- KEYS[1]    the counter, a hash: count, limit, most (the largest claim, 0: no bound), epoch (microseconds), revision,
 --            base (the highest number of earlier epochs that this one takes account of), and lost (the count that is
@@ -31,75 +31,82 @@ lost, deleted = lost and true, deleted and true
 local raised = false -- the count before a loss raised it
 local saved = false -- whether the state is another one than `stored`
 
-local function save()
-  saved = true
-  redis.call('HSET', KEYS[1], 'count', digits(count), 'limit', digits(limit), 'most', digits(most),
-    'epoch', digits(epoch), 'revision', digits(revision), 'base', digits(base))
-  redis.call('HDEL', KEYS[1], 'origin')
-  for field, value in pairs({ lost = lost and digits(count) or '', deleted = deleted and '1' or '' }) do
-    if value == '' then
-      redis.call('HDEL', KEYS[1], field)
+-- Claims mostly find the state that their worker has seen, and need nothing of what follows. Functions that capture the
+-- state cost a fifth of the script, so they are only made where they may be needed.
+local save, start, reconcile, recover, missing
+local settled = script == 'claim' and stored[4] == ARGV[1] and stored[5] == ARGV[2] and count >= tonumber(ARGV[3])
+  and not lost and not deleted
+if not settled then
+  function save()
+    saved = true
+    redis.call('HSET', KEYS[1], 'count', digits(count), 'limit', digits(limit), 'most', digits(most),
+      'epoch', digits(epoch), 'revision', digits(revision), 'base', digits(base))
+    redis.call('HDEL', KEYS[1], 'origin')
+    for field, value in pairs({ lost = lost and digits(count) or '', deleted = deleted and '1' or '' }) do
+      if value == '' then
+        redis.call('HDEL', KEYS[1], field)
+      else
+        redis.call('HSET', KEYS[1], field, value)
+      end
+    end
+    if deleted and not lost then
+      redis.call('EXPIRE', KEYS[1], ARGV[8])
     else
-      redis.call('HSET', KEYS[1], field, value)
+      redis.call('PERSIST', KEYS[1])
     end
   end
-  if deleted and not lost then
-    redis.call('EXPIRE', KEYS[1], ARGV[8])
-  else
-    redis.call('PERSIST', KEYS[1])
-  end
-end
 
--- Begin an epoch at 0; knowing: by somebody who knew of all numbers before it.
-local function start(knowing)
-  local now = redis.call('TIME')
-  epoch = math.max(tonumber(now[1]) * 1000000 + tonumber(now[2]), (epoch or 0) + 1, (tonumber(ARGV[1]) or 0) + 1)
-  count, base, lost, deleted, raised = 0, knowing and ALL or 0, false, false, false
-end
-
--- Add what the worker has seen beyond the state; returns whether there was any, which the store has lost then.
-local function reconcile()
-  local seen_epoch = tonumber(ARGV[1])
-  if not seen_epoch then
-    return false
+  -- Begin an epoch at 0; knowing: by somebody who knew of all numbers before it.
+  function start(knowing)
+    local now = redis.call('TIME')
+    epoch = math.max(tonumber(now[1]) * 1000000 + tonumber(now[2]), (epoch or 0) + 1, (tonumber(ARGV[1]) or 0) + 1)
+    count, base, lost, deleted, raised = 0, knowing and ALL or 0, false, false, false
   end
-  local seen_revision, seen_count = tonumber(ARGV[2]), tonumber(ARGV[3])
-  local before = count or 0
-  if not epoch or epoch < seen_epoch then
-    epoch, revision, count, base = seen_epoch, seen_revision, seen_count, 0
-    limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
-  elseif epoch > seen_epoch then
-    -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-    if seen_count <= base and not (seen_revision > 0 and revision == 0) then
+
+  -- Add what the worker has seen beyond the state; returns whether there was any, which the store has lost then.
+  function reconcile()
+    local seen_epoch = tonumber(ARGV[1])
+    if not seen_epoch then
       return false
     end
-    count = math.max(count, seen_count)
-    if revision == 0 and ARGV[6] ~= '1' then
-      revision, limit, most = seen_revision, tonumber(ARGV[4]), tonumber(ARGV[5])
+    local seen_revision, seen_count = tonumber(ARGV[2]), tonumber(ARGV[3])
+    local before = count or 0
+    if not epoch or epoch < seen_epoch then
+      epoch, revision, count, base = seen_epoch, seen_revision, seen_count, 0
+      limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
+    elseif epoch > seen_epoch then
+      -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
+      if seen_count <= base and not (seen_revision > 0 and revision == 0) then
+        return false
+      end
+      count = math.max(count, seen_count)
+      if revision == 0 and ARGV[6] ~= '1' then
+        revision, limit, most = seen_revision, tonumber(ARGV[4]), tonumber(ARGV[5])
+      end
+    elseif revision < seen_revision then
+      count, revision = math.max(before, seen_count), seen_revision
+      limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
+    elseif not deleted and count < seen_count then
+      count = seen_count
+    else
+      return false
     end
-  elseif revision < seen_revision then
-    count, revision = math.max(before, seen_count), seen_revision
-    limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
-  elseif not deleted and count < seen_count then
-    count = seen_count
-  else
-    return false
+    raised = digits(before)
+    return true
   end
-  raised = digits(before)
-  return true
-end
 
--- Do so and keep it; returns whether the counter is lost, and whether it was before.
-local function recover()
-  local raise, marked, more = ARGV[7] == 'raise', lost, reconcile()
-  if more or raise and marked then
-    raised = raise and (raised or digits(count))
-    lost = not raise
-    save()
+  -- Do so and keep it; returns whether the counter is lost, and whether it was before.
+  function recover()
+    local raise, marked, more = ARGV[7] == 'raise', lost, reconcile()
+    if more or raise and marked then
+      raised = raise and (raised or digits(count))
+      lost = not raise
+      save()
+    end
+    return lost, marked
   end
-  return lost, marked
-end
 
-local function missing()
-  return epoch and 'MISSING ' .. digits(epoch) .. ' ' .. digits(revision) or 'MISSING'
+  function missing()
+    return epoch and 'MISSING ' .. digits(epoch) .. ' ' .. digits(revision) or 'MISSING'
+  end
 end

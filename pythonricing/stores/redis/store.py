@@ -50,15 +50,16 @@ INDEX_SECONDS = 60.0
 
 
 class Script:
-    """A Lua script, which begins with what all have in common, called by its SHA-1 digest."""
+    """A Lua script, which begins with its name and what all have in common, called by its SHA-1 digest."""
 
     def __init__(self, name: str) -> None:
         folder = resources.files(__package__)
-        self.source = b"".join(folder.joinpath(part).read_bytes() for part in ("counter.lua", name))
+        common, own = (folder.joinpath(f"{part}.lua").read_bytes() for part in ("counter", name))
+        self.source = f"local script = '{name}'\n".encode() + common + own
         self.digest = hashlib.sha1(self.source).hexdigest()
 
 
-CLAIM, PUT, DELETE, CLOCK = (Script(f"{name}.lua") for name in ("claim", "put", "delete", "clock"))
+CLAIM, PUT, DELETE, CLOCK = (Script(name) for name in ("claim", "put", "delete", "clock"))
 SOURCES: dict[object, bytes] = {script.digest: script.source for script in (CLAIM, PUT, DELETE, CLOCK)}
 
 
