@@ -127,10 +127,10 @@ class Counters:
         """The counters that this worker remembers."""
         return set(self._lanes)
 
-    async def browse(self, limit: int) -> list[Counter]:
-        """The first `limit` counters by name, as the store has them. Raises StoreUnavailable."""
+    async def browse(self, limit: int, after: str = "") -> list[Counter]:
+        """The first `limit` counters by name after `after`, as the store has them. Raises StoreUnavailable."""
         async with self._answered():
-            return await self._store.browse(limit)
+            return await self._store.browse(limit, after)
 
     async def check(self) -> Condition:
         """Whether claims can be served at all, and which can't. Raises StoreUnavailable; StateLost if `default` is."""

@@ -59,8 +59,8 @@ class Store(Protocol):
     async def delete(self, name: str, word: Word) -> Seen:
         """Forget a counter and remember that it was deleted. Raises NoSuchCounter too."""
 
-    async def browse(self, limit: int) -> list[Counter]:
-        """The first `limit` counters by name, lost ones too; doesn't create any."""
+    async def browse(self, limit: int, after: str = "") -> list[Counter]:
+        """The first `limit` counters by name whose names come after `after`, lost ones too; doesn't create any."""
 
 
 def trouble(store: Store) -> str:

@@ -162,8 +162,9 @@ class MemoryStore:
         self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True)
         return self._said(name, word, Seen(state.epoch, state.revision + 1, 0, 0, deleted=True))
 
-    async def browse(self, limit: int) -> list[Counter]:
-        shown = sorted(name for name, state in self._states.items() if state.lost or not state.deleted)
+    async def browse(self, limit: int, after: str = "") -> list[Counter]:
+        states = self._states.items()
+        shown = sorted(name for name, state in states if name > after and (state.lost or not state.deleted))
         return [_shown(name, self._states[name]) for name in shown[:limit]]
 
     def _said(self, name: str, word: Word, reply: T) -> T:

@@ -392,8 +392,14 @@ def test_browsing_is_by_name_and_bounded(opened: Opened) -> None:
     for name in ("b", "a", "c"):
         opened.run(opened.store.put(f"!{name}", word(), 1))
     assert [counter.name for counter in opened.run(opened.store.browse(2))] == ["!a", "!b"]
-    for name in ("a", "b", "c"):
+    assert [counter.name for counter in opened.run(opened.store.browse(1, "!a"))] == ["!b"]
+    assert [counter.name for counter in opened.run(opened.store.browse(2, "!"))] == ["!a", "!b"]
+    # A page is full although one of its counters has been deleted.
+    opened.run(opened.store.delete("!b", word()))
+    assert [counter.name for counter in opened.run(opened.store.browse(2))] == ["!a", "!c"]
+    for name in ("a", "c"):
         opened.run(opened.store.delete(f"!{name}", word()))
+    assert not opened.run(opened.store.browse(1000, "~"))
 
 
 def test_browsing_shows_lost_counters_as_lost(opened: Opened) -> None:

@@ -66,7 +66,8 @@ BROWSE = """
 SELECT array_agg(name) AS names, array_agg(count) AS counts, array_agg("limit") AS limits, array_agg(epoch) AS epochs,
   array_agg(lost) AS lost, array_agg(revision) AS revisions, array_agg(most) AS mosts
 FROM (
-  SELECT * FROM pythonricing.counter WHERE deleted_until IS NULL OR lost ORDER BY name COLLATE "C" LIMIT $1::bigint
+  SELECT * FROM pythonricing.counter WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2
+  ORDER BY name COLLATE "C" LIMIT $1::bigint
 ) AS first
 """
 SWEEP = "CALL pythonricing.sweep($1, $2, $3, NULL, NULL)"
@@ -224,8 +225,8 @@ class PostgresStore:
         options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS)
         return _deletion(*await self._call(DELETE, name, word.id, word.not_after, *options, *_columns(word.seen)))
 
-    async def browse(self, limit: int) -> list[Counter]:
-        row = await self._run(BROWSE, limit)
+    async def browse(self, limit: int, after: str = "") -> list[Counter]:
+        row = await self._run(BROWSE, limit, after)
         columns = [row[column] for column in ("names", "counts", "limits", "epochs", "lost", "revisions", "mosts")]
         return [Counter(*each) for each in zip(*(column or () for column in columns), strict=True)]
 

@@ -131,10 +131,23 @@ class RedisStore:
         epoch, revision = await self._word(DELETE, name, word)
         return Seen(int(epoch), int(revision), 0, 0, deleted=True)
 
-    async def browse(self, limit: int) -> list[Counter]:
-        listed = await self._ask(INDEX, "ZRANGE", INDEX, "-", "+", "BYLEX", "LIMIT", 0, limit)
-        # Without the index's server, those that this worker has used lately.
-        names = sorted(self._indexed)[:limit] if listed is None else [name.decode() for name in listed]
+    async def browse(self, limit: int, after: str = "") -> list[Counter]:
+        counters: list[Counter] = []
+        while wanted := limit - len(counters):
+            start = f"({after}" if after else "-"
+            listed = await self._ask(INDEX, "ZRANGE", INDEX, start, "+", "BYLEX", "LIMIT", 0, wanted)
+            if listed is None:  # without the index's server, those that this worker has used lately
+                names = sorted(name for name in self._indexed if name > after)[:wanted]
+            else:
+                names = [name.decode() for name in listed]
+            counters += await self._named(names)
+            if len(names) < wanted:
+                break
+            after = names[-1]
+        return counters
+
+    async def _named(self, names: list[str]) -> list[Counter]:
+        """Those of these counters that there are, as far as their servers answer; others leave the index."""
         fields = ("count", "limit", "epoch", "revision", "most", "lost", "deleted")
         replies = await asyncio.gather(
             *(self._ask(name, "HMGET", f"pythonricing:{{{name}}}", *fields) for name in names)
