@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import Route, request_response
 
 from pythonricing.counting.model import DEFAULT
 from pythonricing.web.claim import Claim
-from pythonricing.web.problems import HANDLERS
+from pythonricing.web.problems import HANDLERS, Problem
 from pythonricing.web.receive import check_query
 from pythonricing.web.routes import OPERATIONS
 
@@ -51,7 +52,7 @@ class Application(Starlette):
             else:
                 at[operation.method] = request_response(operation.endpoint)  # type: ignore[arg-type]
         super().__init__(
-            routes=[Route(path, ByMethod(at), methods=list(at)) for path, at in methods.items()],
+            routes=[Route(path, ByMethod(at)) for path, at in methods.items()],
             exception_handlers=HANDLERS,
             middleware=[Middleware(CORSMiddleware, **_cors(parts.allowed_origins))] if parts.allowed_origins else None,
             lifespan=lifespan,
@@ -81,13 +82,21 @@ def _cors(allowed_origins: Collection[str]) -> dict[str, Any]:
 
 
 class ByMethod:
-    """The endpoints of one path; HEAD is answered as GET is, unless it has an endpoint of its own."""
+    """The endpoints of one path.
+
+    HEAD is answered as GET is, unless it has an endpoint of its own, and OPTIONS with what there is.
+    """
 
     def __init__(self, methods: Mapping[str, ASGIApp]) -> None:
-        self._methods = methods
+        self._methods = {"HEAD": methods["GET"], **methods}
+        self._allow = {"allow": ", ".join(sorted([*self._methods, "OPTIONS"]))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         check_query(scope["query_string"])
         method = scope["method"]
-        endpoint = self._methods.get(method) or self._methods["GET"]
+        endpoint = self._methods.get(method)
+        if endpoint is None:
+            if method != "OPTIONS":
+                raise Problem(405, "Method not allowed", "this method is not allowed here", headers=self._allow)
+            endpoint = Response(status_code=204, headers=self._allow)
         await endpoint(scope, receive, send)

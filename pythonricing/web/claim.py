@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs
 
 import msgspec
 
@@ -13,7 +12,7 @@ from pythonricing.counting.model import DEFAULT, NoSuchCounter
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web import problems
 from pythonricing.web.problems import Problem
-from pythonricing.web.receive import NAME, check_query, gone
+from pythonricing.web.receive import NAME, gone, values
 from pythonricing.web.responses import encode
 
 if TYPE_CHECKING:
@@ -71,8 +70,10 @@ class Claim:
                     elif header == b"sec-fetch-site":
                         if value == b"cross-site":
                             self._check_origin(scope)
-                    elif value != b"0":
-                        await self._bodies.read(scope, receive)
+                    elif value != b"0" and await self._bodies.read(scope, receive):
+                        raise problems.unprocessable(
+                            "a claim has no body: how many numbers it claims is n in the query"
+                        )
             answer = await self._claim(name, size, key, partial(gone, receive))
             if answer.admitted:
                 status, media, body = 200, _JSON, encode(Claimed(answer.request_count, answer.limit))
@@ -108,8 +109,7 @@ class Claim:
 
 def _size(query: bytes) -> int:
     """The `n` of a claim's query string."""
-    check_query(query)
-    values = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("n", ["1"])
-    if len(values) != 1 or not SIZE.fullmatch(values[0]) or not 1 <= int(values[0]) <= MAX_COUNT:
+    n = values(query, "n").get("n", "1")
+    if not SIZE.fullmatch(n) or not 1 <= int(n) <= MAX_COUNT:
         raise problems.unprocessable(f"n must be one whole number from 1 to {MAX_COUNT}")
-    return int(values[0])
+    return int(n)

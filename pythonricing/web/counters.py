@@ -1,8 +1,9 @@
-"""`/counters/{name}`: a counter is read, and changed by whoever has the admin token."""
+"""`/counters`: a counter is read, and listed and changed by whoever has the admin token."""
 
 from __future__ import annotations
 
 import hmac
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -13,13 +14,20 @@ from pythonricing.counting.model import NoSuchCounter
 from pythonricing.settings import MAX_COUNT, Limit
 from pythonricing.web.parts import Parts
 from pythonricing.web.problems import Problem, unprocessable
-from pythonricing.web.receive import NAME
+from pythonricing.web.receive import NAME, values
 from pythonricing.web.responses import JSON, NO_STORE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
 
     from pythonricing.counting.model import Counter
+
+
+#: Counters in one answer, unless it is asked for fewer; and at most.
+PAGE, MAX_PAGE = 100, 1000
+LIMIT = re.compile(r"[0-9]{1,4}")
 
 
 class CounterView(msgspec.Struct):
@@ -32,12 +40,27 @@ class CounterView(msgspec.Struct):
     halted: bool
     #: The largest claim, if it has a bound.
     most: int | msgspec.UnsetType = msgspec.UNSET
+    #: In a list only: its store has lost what it had counted.
+    lost: bool | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def of(cls, counter: Counter) -> CounterView:
         remaining = max(0, counter.limit - counter.count)
-        most = counter.most or msgspec.UNSET
-        return cls(counter.name, counter.count, counter.limit, remaining, remaining == 0, most)
+        most, lost = counter.most or msgspec.UNSET, counter.lost or msgspec.UNSET
+        return cls(counter.name, counter.count, counter.limit, remaining, remaining == 0, most, lost)
+
+
+class CounterList(msgspec.Struct):
+    """Counters by name; there may be more after `after`, if that is given."""
+
+    counters: list[CounterView]
+    after: str | msgspec.UnsetType = msgspec.UNSET
+
+    @classmethod
+    def of(cls, counters: Sequence[Counter], limit: int) -> CounterList:
+        """A page of at most `limit` counters."""
+        after = counters[-1].name if len(counters) == limit else msgspec.UNSET
+        return cls([CounterView.of(counter) for counter in counters], after)
 
 
 class CounterChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -45,6 +68,18 @@ class CounterChange(msgspec.Struct, forbid_unknown_fields=True):
 
     limit: Limit
     most: Annotated[int, Meta(ge=1, le=MAX_COUNT)] | msgspec.UnsetType = msgspec.UNSET
+
+
+async def list_(request: Request) -> Response:
+    parts = Parts.of(request)
+    _authorize(request, parts.admin_token)
+    asked = values(request.scope["query_string"], "after", "limit")
+    after, limit = asked.get("after", ""), asked.get("limit", str(PAGE))
+    if after and not NAME.fullmatch(after):
+        raise unprocessable("after must be the name of a counter")
+    if not LIMIT.fullmatch(limit) or not 1 <= int(limit) <= MAX_PAGE:
+        raise unprocessable(f"limit must be a whole number from 1 to {MAX_PAGE}")
+    return JSON(CounterList.of(await parts.counters.browse(int(limit), after), int(limit)))
 
 
 async def read(request: Request) -> Response:
@@ -64,7 +99,10 @@ async def put(request: Request) -> Response:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unprocessable(f'the body must be like {{"limit": 500}}: {error}') from None
     counter, created = await parts.counters.put(name, change.limit, change.most or 0)
-    return JSON(CounterView.of(counter), 201 if created else 200)
+    answer = JSON(CounterView.of(counter), 201 if created else 200)
+    if created:
+        answer.headers["location"] = request.url.path
+    return answer
 
 
 async def delete(request: Request) -> Response:
@@ -85,13 +123,13 @@ def _existing(request: Request) -> str:
 def _authorize(request: Request, admin_token: str | None) -> None:
     """Raises Problem unless the request brings the admin token."""
     if admin_token is None:
-        raise Problem(403, "Forbidden", "no admin token is configured: counters can't be changed over HTTP")
+        raise Problem(403, "Forbidden", "no admin token is configured: counters can't be changed or listed over HTTP")
     given = request.headers.getlist("authorization")
     scheme, _, token = (given[0] if len(given) == 1 else "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode("latin-1"), admin_token.encode()):
         raise Problem(
             401,
             "Unauthorized",
-            "changing a counter needs the admin token as a bearer token",
+            "changing and listing counters needs the admin token as a bearer token",
             headers={"www-authenticate": "Bearer"},
         )

@@ -9,7 +9,7 @@ import msgspec
 
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web.claim import KEY, Claim, Claimed
-from pythonricing.web.counters import CounterChange, CounterView
+from pythonricing.web.counters import MAX_PAGE, PAGE, CounterChange, CounterList, CounterView
 from pythonricing.web.probes import Health
 from pythonricing.web.problems import MEDIA_TYPE, Halted, ProblemDetails
 from pythonricing.web.receive import MAX_BODY, MAX_QUERY, NAME
@@ -31,17 +31,19 @@ class Operation(NamedTuple):
     summary: str
     answers: tuple[str, ...]
     body: type | None = None
+    parameters: tuple[dict[str, Any], ...] = ()
     admin: bool = False
     #: It exists only where the live page is on.
     watch: bool = False
 
 
-TYPES = (Claimed, CounterView, CounterChange, Health, ProblemDetails, Halted)
+TYPES = (Claimed, CounterView, CounterList, CounterChange, Health, ProblemDetails, Halted)
 
 #: What each answer means, by its status: and the type of its body, a type of ours, a media type, or None for none.
 ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
     "claimed": (200, "Admitted: the claim owns the numbers `request_count - n + 1` to `request_count`", Claimed),
     "counter": (200, "The counter", CounterView),
+    "counters": (200, "The counters", CounterList),
     "created": (201, "The counter, which is new", CounterView),
     "health": (200, "All is well", Health),
     "deleted": (204, "Forgotten", None),
@@ -66,13 +68,25 @@ ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
         ProblemDetails,
     ),
 }
-HEADERS = {"401": "WWW-Authenticate", "503": "Retry-After"}
+HEADERS = {"created": "Location", "401": "WWW-Authenticate", "503": "Retry-After"}
 
 NUMBER = {
     "name": "n",
     "in": "query",
     "description": "How many numbers to claim, all or nothing",
-    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_COUNT, "default": 1},
+    "schema": {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_COUNT, "default": 1},
+}
+AFTER = {
+    "name": "after",
+    "in": "query",
+    "description": "Only counters whose names come after this one",
+    "schema": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+}
+LIMIT = {
+    "name": "limit",
+    "in": "query",
+    "description": "How many counters, at most",
+    "schema": {"type": "integer", "format": "int32", "minimum": 1, "maximum": MAX_PAGE, "default": PAGE},
 }
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -94,6 +108,10 @@ COUNTER = {
 def document(operations: Iterable[Operation]) -> dict[str, Any]:
     """The OpenAPI document of these operations."""
     _, components = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
+    for component in components.values():
+        for schema in component["properties"].values():
+            if schema.get("type") == "integer":  # counts don't fit into the 32 bits that some generators take
+                schema["format"] = "int64"
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         path = paths.setdefault(operation.path, {"parameters": [COUNTER]} if "{name}" in operation.path else {})
@@ -106,6 +124,7 @@ def document(operations: Iterable[Operation]) -> dict[str, Any]:
             "summary": "Counts requests and admits exactly N of them",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
+        "servers": [{"url": "/", "description": "The service that tells this document"}],
         "paths": paths,
         "components": {
             "schemas": components,
@@ -124,13 +143,13 @@ def _operation(operation: Operation) -> dict[str, Any]:
             for answer in sorted((*operation.answers, "414", "500"), key=lambda answer: ANSWERS[answer][0])
         },
     }
-    if operation.endpoint is Claim:
-        described["parameters"] = [NUMBER, IDEMPOTENCY_KEY]
+    parameters = (NUMBER, IDEMPOTENCY_KEY) if operation.endpoint is Claim else operation.parameters
+    if parameters:
+        described["parameters"] = list(parameters)
     if operation.body is not None:
         content = {"application/json": {"schema": _schema(operation.body)}}
         described["requestBody"] = {"required": True, "content": content}
-    if operation.admin:
-        described["security"] = [{"admin": []}]
+    described["security"] = [{"admin": []}] if operation.admin else []
     return described
 
 

@@ -62,6 +62,9 @@ def unprocessable(detail: str) -> Problem:
 
 def halted(name: str, size: int, request_count: int, limit: int) -> Halted:
     """What a refused claim is told."""
+    if size > limit:
+        detail = f"counter {name} holds {limit} in all: a claim of {size} can't be admitted however few are taken"
+        return Halted("urn:pythonricing:too-large", "Too large", 429, detail, request_count, limit)
     detail = f"{request_count} of {limit} are taken on counter {name}: no room for {size} more"
     return Halted("urn:pythonricing:halted", "Halted", 429, detail, request_count, limit)
 
@@ -94,8 +97,6 @@ def _problem(error: Exception, name: str) -> Problem:
             return Problem(503, "Store unavailable", str(error), "store-unavailable", {"retry-after": "1"})
         case HTTPException(status_code=404):
             return Problem(404, "Not found", "there is nothing at this path")
-        case HTTPException(status_code=405):
-            return Problem(405, "Method not allowed", "this method is not allowed here", headers=error.headers)
         case _:
             logger.opt(exception=error).error("a request on counter {} failed", name)
             return Problem(500, "Internal server error", "something went wrong here; it has been logged")

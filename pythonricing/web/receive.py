@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
-from pythonricing.web.problems import Problem
+from pythonricing.web.problems import Problem, unprocessable
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope
@@ -76,6 +77,22 @@ def check_query(query: bytes) -> None:
     """Raises Problem 414 for a query string over MAX_QUERY bytes."""
     if len(query) > MAX_QUERY:
         raise Problem(414, "URI too long", f"a query string has at most {MAX_QUERY} bytes")
+
+
+def values(query: bytes, *known: str) -> dict[str, str]:
+    """What a query string says. Raises Problem as check_query does, and 422 for a name that isn't known or comes twice.
+
+    A misspelt name must not be taken for none: a claim of `?N=2` would be one of 1.
+    """
+    check_query(query)
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name not in known:
+            raise unprocessable(f"a query string has no {name!r} here, only {' and '.join(known)}")
+        if name in found:
+            raise unprocessable(f"{name} must be given once")
+        found[name] = value
+    return found
 
 
 async def gone(receive: Receive) -> None:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from pythonricing.web import counters, metrics, probes, watch
 from pythonricing.web.claim import Claim
 from pythonricing.web.counters import CounterChange
-from pythonricing.web.openapi import Operation, document
+from pythonricing.web.openapi import AFTER, LIMIT, Operation, document
 from pythonricing.web.responses import NO_STORE, encode
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ OPERATIONS = (
     Operation("POST", "/", Claim, "claimDefaultByPost", "Claim numbers of the counter `default`", _CLAIM),
     Operation("HEAD", "/", nothing, "headDefault", "Answer and count nothing", ("empty",)),
     Operation("POST", "/counters/{name}", Claim, "claim", "Claim numbers of a counter", (*_CLAIM, "404")),
+    Operation(
+        *("GET", "/counters", counters.list_, "list", "List the counters by name"),
+        ("counters", *_ADMIN),
+        parameters=(AFTER, LIMIT),
+        admin=True,
+    ),
     Operation(
         *("GET", "/counters/{name}", counters.read, "read", "Read a counter; never counts"),
         ("counter", "404", "503"),

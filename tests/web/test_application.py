@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     [
         ("HEAD", "/", 200),
         ("GET", "/favicon.ico", 404),
-        ("OPTIONS", "/", 405),
         ("PATCH", "/", 405),
         ("GET", "/nope", 404),
         ("GET", "//", 404),
         ("GET", "/counters/default/", 404),
         ("HEAD", "/counters/default", 200),
-        ("OPTIONS", "/counters/default", 405),
         ("GET", "/counters/", 404),
         ("POST", "/livez", 405),
+        ("POST", "/counters", 405),
+        ("GET", "/counters", 401),
     ],
 )
 def test_what_is_no_claim_counts_nothing(api: Service, method: str, path: str, status: int) -> None:
@@ -40,6 +40,24 @@ def test_what_is_no_claim_counts_nothing(api: Service, method: str, path: str, s
         assert json.loads(body)["status"] == status
     if status == 405:
         assert "allow" in headers
+    assert count(api) == 0
+
+
+@pytest.mark.usefixtures("default")
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/", "GET, HEAD, OPTIONS, POST"),
+        ("/counters", "GET, HEAD, OPTIONS"),
+        ("/counters/default", "DELETE, GET, HEAD, OPTIONS, POST, PUT"),
+        ("/livez", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_options_tell_the_methods_in_a_fixed_order_and_count_nothing(api: Service, path: str, allowed: str) -> None:
+    status, headers, body = raw(api, "OPTIONS", path)
+    assert (status, headers["allow"], body) == (204, allowed.lower(), b"")
+    status, headers, _ = raw(api, "PATCH", path)
+    assert (status, headers["allow"]) == (405, allowed.lower())
     assert count(api) == 0
 
 

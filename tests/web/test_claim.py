@@ -32,7 +32,7 @@ def test_a_claim_of_n_owns_n_numbers_or_none(api: Service, name: str) -> None:
     assert api.get(f"/counters/{name}?n=4", "POST") == (200, {"request_count": 4, "limit": 10})
     status, problem = api.get(f"/counters/{name}?n=7", "POST")
     assert (status, problem["request_count"], problem["limit"]) == (429, 4, 10)
-    assert api.get(f"/counters/{name}?n=6&other=1", "POST") == (200, {"request_count": 10, "limit": 10})
+    assert api.get(f"/counters/{name}?n=6", "POST") == (200, {"request_count": 10, "limit": 10})
     assert count(api, name) == 10
 
 
@@ -60,16 +60,51 @@ def test_a_bad_n_is_422_and_counts_nothing(api: Service, name: str, query: str) 
     assert count(api, name) == 0
 
 
-def test_a_query_of_1_kib_is_read(api: Service, name: str) -> None:
-    assert api.get(f"/counters/{name}?n=2&{'x' * 1020}", "POST") == (200, {"request_count": 2, "limit": 10})
+@pytest.mark.usefixtures("default")
+@pytest.mark.parametrize("query", ["N=2", "count=2", "n=2&other=1", "x", "n=2&%6e=3"])
+def test_an_unknown_query_name_is_422_and_counts_nothing(api: Service, name: str, query: str) -> None:
+    for method, path in (("POST", f"/counters/{name}"), ("GET", "/"), ("POST", "/")):
+        status, problem = api.get(f"{path}?{query}", method)
+        assert (status, problem["title"]) == (422, "Unprocessable")
+        assert "only n" in problem["detail"] or "once" in problem["detail"]
+    assert count(api) == 0
+    assert count(api, name) == 0
 
 
-def test_a_claim_may_have_a_body_that_nobody_reads(api: Service, name: str) -> None:
+def test_a_claim_that_the_counter_could_never_hold_is_refused_and_not_called_halted(api: Service, name: str) -> None:
+    path = f"/counters/{name}"
+    assert api.get(f"{path}?n=11", "POST") == (
+        429,
+        {
+            "type": "urn:pythonricing:too-large",
+            "title": "Too large",
+            "status": 429,
+            "detail": f"counter {name} holds 10 in all: a claim of 11 can't be admitted however few are taken",
+            "request_count": 0,
+            "limit": 10,
+        },
+    )
+    assert api.get(f"{path}?n=10", "POST")[0] == 200
+    assert api.get(f"{path}?n=11", "POST")[1]["title"] == "Too large"
+    assert api.get(path, "POST")[1]["title"] == "Halted"
+    # What no counter at all could hold isn't even asked.
+    assert api.get(f"{path}?n=9007199254740992", "POST")[0] == 422
+
+
+def test_a_claim_has_no_body(api: Service, name: str) -> None:
     async def twice() -> list[tuple[int, Any]]:
         client = Client(api.port)
-        return [await client.request(f"/counters/{name}", "POST", b"x" * 4096) for _ in range(3)]
+        return [await client.request(f"/counters/{name}", "POST", body) for body in (b"x" * 4096, b'{"n": 2}', b"")]
 
-    assert [status for status, _ in asyncio.run(twice())] == [200, 200, 200]
+    assert [status for status, _ in asyncio.run(twice())] == [422, 422, 200]
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (8, b'{"n": 2}')
+    assert raw(api, "POST", f"/counters/{name}", "Transfer-Encoding: chunked", body=chunked)[0] == 422
+    assert raw(api, "POST", f"/counters/{name}", "Transfer-Encoding: chunked", body=b"0\r\n\r\n")[0] == 200
+    assert count(api, name) == 2
+
+
+def test_a_query_of_1_kib_is_read(api: Service, name: str) -> None:
+    assert api.get(f"/counters/{name}?n=2{'&' * 1021}", "POST") == (200, {"request_count": 2, "limit": 10})
 
 
 def test_an_idempotency_key_gets_the_first_answer_again(api: Service, name: str) -> None:

@@ -28,6 +28,63 @@ def test_an_unknown_counter_is_404(api: Service, method: str, missing: str) -> N
     assert (status, problem["type"]) == (404, "urn:pythonricing:no-such-counter")
 
 
+def test_a_new_counter_is_201_and_says_where_it_is(api: Service, name: str) -> None:
+    authorized = f"Authorization: Bearer {TOKEN}"
+    for limit, status in ((5, 200), (5, 201)):
+        body = b'{"limit": %d}' % limit
+        got, headers, _ = raw(api, "PUT", f"/counters/{name}", authorized, f"Content-Length: {len(body)}", body=body)
+        assert (got, headers.get("location")) == (status, f"/counters/{name}" if status == 201 else None)
+        assert api.get(f"/counters/{name}")[0] == 200
+        api.get(f"/counters/{name}", "DELETE", **ADMIN)
+
+
+def test_the_counters_are_listed_page_by_page(api: Service) -> None:
+    names = [f"list-{number:02}" for number in range(5)]
+    for each in names:
+        assert api.get(f"/counters/{each}", "PUT", b'{"limit": 10}', **ADMIN)[0] == 201
+    api.get("/counters/list-01?n=10", "POST")
+    status, page = api.get("/counters?after=list-00&limit=2", **ADMIN)
+    assert (status, page["after"]) == (200, "list-02")
+    assert page["counters"] == [
+        {"name": "list-01", "count": 10, "limit": 10, "remaining": 0, "halted": True},
+        {"name": "list-02", "count": 0, "limit": 10, "remaining": 10, "halted": False},
+    ]
+    found, after = [], ""
+    while after is not None:
+        status, page = api.get(f"/counters?limit=2&after={after}", **ADMIN)
+        assert status == 200
+        found += [counter["name"] for counter in page["counters"]]
+        after = page.get("after")
+    assert found == sorted(found)
+    assert [each for each in found if each.startswith("list-")] == names
+    assert "after" not in api.get("/counters", **ADMIN)[1]
+    for each in names:
+        api.get(f"/counters/{each}", "DELETE", **ADMIN)
+
+
+def test_a_counter_whose_data_is_lost_is_listed_as_lost(valkey: RedisServer, api: Service, name: str) -> None:
+    api.get(f"/counters/{name}?n=3", "POST")
+    valkey.command("HSET", f"pythonricing:{{{name}}}", "lost", "1")  # as the first worker to notice it leaves it
+    assert api.get(f"/counters/{name}", "POST")[0] == 503
+    [view] = [each for each in api.get("/counters", **ADMIN)[1]["counters"] if each["name"] == name]
+    assert view["lost"]
+    assert api.get(f"/counters/{name}", "DELETE", **ADMIN)[0] == 204
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "limit=x", "limit=", "after=%20", "before=a", "limit=1&limit=1"]
+)
+def test_a_list_that_can_not_be_asked_for_is_422(api: Service, query: str) -> None:
+    status, problem = api.get(f"/counters?{query}", **ADMIN)
+    assert (status, problem["title"]) == (422, "Unprocessable")
+
+
+def test_the_list_needs_the_token(api: Service) -> None:
+    for method in ("GET", "HEAD"):
+        status, headers, _ = raw(api, method, "/counters", "Authorization: Bearer wrong")
+        assert (status, headers["www-authenticate"]) == (401, "bearer")
+
+
 def test_put_creates_and_changes_the_limit(api: Service, name: str) -> None:
     api.get(f"/counters/{name}?n=3", "POST")
     status, view = api.get(f"/counters/{name}", "PUT", b'{"limit": 2}', **ADMIN)
@@ -87,6 +144,7 @@ def test_without_a_token_nothing_can_be_changed(valkey: RedisServer, service: An
     for method in ("PUT", "DELETE"):
         status, problem = running.get("/counters/default", method, b'{"limit": 5}', **ADMIN)
         assert (status, problem["title"]) == (403, "Forbidden")
+    assert running.get("/counters", **ADMIN)[0] == 403
 
 
 def test_a_limit_from_the_settings_is_set_at_start_and_otherwise_kept(empty_valkey: RedisServer, service: Any) -> None:

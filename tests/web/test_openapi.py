@@ -49,9 +49,10 @@ def running(
 def described(authorized: bool) -> Any:
     """The document, for someone who has the token without what it says of that."""
     document = openapi.document(routes.OPERATIONS)
-    for operation in document["paths"]["/counters/{name}"].values():
-        if authorized and "security" in operation:
-            del operation["security"]
+    for path in ("/counters", "/counters/{name}"):
+        for operation in document["paths"][path].values():
+            if authorized and "security" in operation:
+                del operation["security"]
     return schemathesis.openapi.from_dict(document, config=CONFIG)
 
 
@@ -61,7 +62,7 @@ OPERATIONS = [
     (path, method, authorized)
     for path, operations in openapi.document(routes.OPERATIONS)["paths"].items()
     for method in operations
-    for authorized in ([True, False] if method in ("put", "delete") else [True])
+    for authorized in ([True, False] if method in ("put", "delete") or path == "/counters" else [True])
     if method != "parameters" and path != "/watch/events"
 ]
 
@@ -73,6 +74,11 @@ def test_the_document_is_openapi_3_1() -> None:
     for operation in (each for path in document["paths"].values() for each in path.values() if "responses" in each):
         assert operation["summary"]
         assert {"414", "500"} <= set(operation["responses"])
+        assert operation["security"] in ([], [{"admin": []}])
+    assert document["servers"] == [{"url": "/", "description": "The service that tells this document"}]
+    for schema in document["components"]["schemas"].values():
+        for of in schema["properties"].values():
+            assert of.get("type") != "integer" or of["format"] == "int64"
 
 
 def test_a_problem_with_the_document_would_be_found() -> None:

@@ -1,0 +1,118 @@
+"""Clients that tools make from the OpenAPI document work, and a linter of such documents finds nothing.
+
+The tools are fetched, pinned to a version; where there is no Node.js or no way to fetch them, the tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loadtests.rig.service import Service
+from tests.web.support import TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from loadtests.rig.redis import RedisServer
+
+pytestmark = pytest.mark.slow
+
+PYTHON = f"""
+from pythonricing_client import AuthenticatedClient, Client
+from pythonricing_client.api.default import claim, claim_default, delete, list_, live, put, read
+from pythonricing_client.models import Claimed, CounterChange, CounterList, CounterView, Halted, ProblemDetails
+
+import sys
+
+anybody = Client(base_url=sys.argv[1])
+admin = AuthenticatedClient(base_url=sys.argv[1], token="{TOKEN}")
+assert live.sync(client=anybody).status == "alive"
+created = put.sync_detailed("py", client=admin, body=CounterChange(limit=2**40))
+assert (created.status_code, created.headers["location"]) == (201, "/counters/py")
+assert claim.sync("py", client=anybody, n=2**33) == Claimed(2**33, 2**40)
+assert claim.sync("py", client=anybody, n=5, idempotency_key="k") == Claimed(2**33 + 5, 2**40)
+assert claim.sync("py", client=anybody, n=5, idempotency_key="k") == Claimed(2**33 + 5, 2**40)
+assert isinstance(claim.sync("py", client=anybody, n=2**40), Halted)
+assert isinstance(claim.sync("nobody", client=anybody), ProblemDetails)
+assert claim_default.sync(client=anybody).request_count == 1
+assert isinstance(read.sync("py", client=anybody), CounterView)
+page = list_.sync(client=admin, after="default", limit=10)
+assert isinstance(page, CounterList) and [each.name for each in page.counters] == ["py"]
+assert isinstance(list_.sync(client=AuthenticatedClient(base_url=sys.argv[1], token="no")), ProblemDetails)
+assert delete.sync_detailed("py", client=admin).status_code == 204
+"""
+
+TYPESCRIPT = f"""
+import createClient from "openapi-fetch";
+import type {{ paths }} from "./schema";
+
+const client = createClient<paths>({{ baseUrl: process.argv[2] }});
+const headers = {{ Authorization: "Bearer {TOKEN}" }};
+const path = {{ name: "ts" }};
+const put = await client.PUT("/counters/{{name}}", {{ params: {{ path }}, body: {{ limit: 10 }}, headers }});
+if (put.response.status !== 201 || put.data?.limit !== 10) throw new Error("put");
+const claimed = await client.POST("/counters/{{name}}", {{ params: {{ path, query: {{ n: 4 }} }} }});
+const count: number | undefined = claimed.data?.request_count;
+if (count !== 4) throw new Error("claim");
+const refused = await client.POST("/counters/{{name}}", {{ params: {{ path, query: {{ n: 7 }} }} }});
+if (refused.response.status !== 429 || refused.error?.title !== "Halted") throw new Error("refused");
+const listed = await client.GET("/counters", {{ params: {{ query: {{ after: "default" }} }}, headers }});
+if (listed.data?.counters.map((each) => each.name).join() !== "ts") throw new Error("list");
+const gone = await client.DELETE("/counters/{{name}}", {{ params: {{ path }}, headers }});
+if (gone.response.status !== 204) throw new Error("delete");
+"""
+
+
+@pytest.fixture
+def running(empty_valkey: RedisServer, tmp_path: Path) -> Iterator[Service]:
+    service = Service(tmp_path, empty_valkey.url, admin_token=TOKEN).start("/readyz")
+    (tmp_path / "openapi.json").write_text(json.dumps(service.get("/openapi.json")[1]))
+    yield service
+    service.stop()
+
+
+def run(folder: Path, *words: str) -> str:
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def fetch(folder: Path, *words: str) -> None:
+    """Fetch tools, or skip the test."""
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"there is no {words[0]}")
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    if done.returncode:
+        pytest.skip(f"{' '.join(words)}: {done.stderr[-200:]}")
+
+
+def test_redocly_finds_nothing_by_its_recommended_rules(running: Service, tmp_path: Path) -> None:
+    fetch(tmp_path, "npm", "install", "--prefix", ".", "@redocly/cli@2")
+    said = run(tmp_path, "npx", "redocly", "lint", "--extends", "recommended-strict", "openapi.json")
+    assert "Your API description is valid" in said  # where warnings are errors
+
+
+def test_a_client_in_python_works(running: Service, tmp_path: Path) -> None:
+    run(tmp_path, sys.executable, "-m", "venv", "venv")
+    fetch(tmp_path, str(tmp_path / "venv/bin/pip"), "--quiet", "install", "openapi-python-client==0.29.*")
+    run(tmp_path, "venv/bin/openapi-python-client", "generate", "--path", "openapi.json", "--output-path", "client")
+    (tmp_path / "client" / "use.py").write_text(PYTHON)
+    run(tmp_path / "client", str(tmp_path / "venv/bin/python"), "use.py", running.url)
+
+
+def test_a_client_in_typescript_works(running: Service, tmp_path: Path) -> None:
+    fetch(tmp_path, "npm", "install", "--prefix", ".", "openapi-typescript@7", "openapi-fetch@0.17", "typescript@5")
+    run(tmp_path, "npx", "openapi-typescript", "openapi.json", "--output", "schema.ts")
+    (tmp_path / "use.ts").write_text(TYPESCRIPT)
+    (tmp_path / "package.json").write_text(json.dumps({"type": "module"}))
+    options = ("--strict", "--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler")
+    (tmp_path / "process.d.ts").write_text("declare const process: { argv: string[] };")
+    run(tmp_path, "npx", "tsc", *options, "--skipLibCheck", "use.ts", "process.d.ts")
+    run(tmp_path, "node", "use.js", running.url)
