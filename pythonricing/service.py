@@ -15,6 +15,7 @@ from pythonricing.telemetry.events import Feed, Snapshot
 from pythonricing.telemetry.metrics import Metrics
 from pythonricing.web.application import Application
 from pythonricing.web.parts import Parts
+from pythonricing.web.routes import operations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,4 +54,5 @@ def create_app(settings: Settings) -> Application:
         claim_log.close()
         logs.close()
 
-    return Application(parts, watch=settings.watch == "on", lifespan=lifespan)
+    offered = operations(watch=settings.watch == "on", get_claims=settings.get_claims == "on")
+    return Application(parts, offered, lifespan)

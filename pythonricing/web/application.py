@@ -14,14 +14,14 @@ from pythonricing.counting.model import DEFAULT
 from pythonricing.web.claim import Claim
 from pythonricing.web.problems import HANDLERS, Problem
 from pythonricing.web.receive import check_query
-from pythonricing.web.routes import OPERATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from pythonricing.web.openapi import Operation
     from pythonricing.web.parts import Parts
 
 
@@ -32,17 +32,19 @@ class Application(Starlette):
     """
 
     def __init__(
-        self, parts: Parts, *, watch: bool, lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]]
+        self,
+        parts: Parts,
+        operations: Sequence[Operation],
+        lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]],
     ) -> None:
         self.parts = parts
+        self.operations = operations
         self._claim = Claim(parts)
         #: The claims' methods with their paths, where they name no counter, and with what stands before the name.
         self._claims: set[tuple[str, str]] = set()
         self._named_claims: set[tuple[str, str]] = set()
         methods: dict[str, dict[str, ASGIApp]] = {}
-        for operation in OPERATIONS:
-            if operation.watch and not watch:
-                continue
+        for operation in operations:
             at = methods.setdefault(operation.path, {})
             if operation.endpoint is Claim:
                 head, slash, name = operation.path.rpartition("/")
@@ -77,7 +79,7 @@ def _cors(allowed_origins: Collection[str]) -> dict[str, Any]:
         "allow_origins": allowed_origins,
         "allow_methods": ["GET", "POST", "PUT", "DELETE"],
         "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key"],
-        "expose_headers": ["Retry-After"],
+        "expose_headers": ["RateLimit", "RateLimit-Policy", "Retry-After"],
     }
 
 

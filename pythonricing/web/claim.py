@@ -10,7 +10,7 @@ import msgspec
 
 from pythonricing.counting.model import DEFAULT, NoSuchCounter
 from pythonricing.settings import MAX_COUNT
-from pythonricing.web import problems
+from pythonricing.web import problems, ratelimit
 from pythonricing.web.problems import Problem
 from pythonricing.web.receive import NAME, gone, values
 from pythonricing.web.responses import encode
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 #: Refusals that are kept encoded.
 MAX_REFUSALS = 1024
 
-KEY = re.compile(rb"[!-~]{1,255}")
+#: A key as it is, or as a structured field's string has it: in quotes, with a backslash before each quote or backslash.
+KEY = re.compile(rb'[!#-~][!-~]{0,254}|"(?:[!#-\[\]-~]|\\["\\]){1,255}"')
+ESCAPED = re.compile(rb"\\(.)")
 SIZE = re.compile(r"[0-9]{1,16}")
 
 _NO_STORE = (b"cache-control", b"no-store")
 _JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", problems.MEDIA_TYPE.encode())
-_CLAIM_HEADERS = frozenset((b"idempotency-key", b"content-length", b"transfer-encoding", b"sec-fetch-site"))
+_CLAIM_HEADERS = frozenset(
+    (b"idempotency-key", b"content-length", b"transfer-encoding", b"sec-fetch-site", b"sec-purpose", b"purpose")
+)
 
 
 class Claimed(msgspec.Struct):
@@ -47,7 +51,7 @@ class Claim:
         self._claim = parts.counters.claim
         self._bodies = parts.bodies
         self._allowed_origins = parts.allowed_origins
-        self._refusals: dict[tuple[str, int, int, int], bytes] = {}
+        self._refusals: dict[tuple[str, int, int, int], tuple[bytes, list[tuple[bytes, bytes]]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.answer(scope, receive, send, scope["path_params"].get("name", DEFAULT))
@@ -64,28 +68,27 @@ class Claim:
                     if header == b"idempotency-key":
                         if key is not None or not KEY.fullmatch(value):
                             raise problems.unprocessable(
-                                "Idempotency-Key must be 1 to 255 visible ASCII characters, given once"
+                                "Idempotency-Key must be 1 to 255 visible ASCII characters, plain or in quotes, given "
+                                "once"
                             )
-                        key = value.decode("ascii")
+                        key = _key(value)
                     elif header == b"sec-fetch-site":
                         if value == b"cross-site":
                             self._check_origin(scope)
+                    elif header.endswith(b"purpose"):
+                        if b"prefetch" in value.lower():
+                            raise Problem(403, "Forbidden", "a prefetch may not claim; nothing was counted")
                     elif value != b"0" and await self._bodies.read(scope, receive):
                         raise problems.unprocessable(
                             "a claim has no body: how many numbers it claims is n in the query"
                         )
             answer = await self._claim(name, size, key, partial(gone, receive))
             if answer.admitted:
-                status, media, body = 200, _JSON, encode(Claimed(answer.request_count, answer.limit))
+                status, body = 200, encode(Claimed(answer.request_count, answer.limit))
+                headers = [_JSON, _NO_STORE, (b"content-length", b"%d" % len(body))]
             else:
-                status, media, body = 429, _PROBLEM, self._refusal(name, size, answer)
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": status,
-                    "headers": [media, _NO_STORE, (b"content-length", b"%d" % len(body))],
-                }
-            )
+                status, (body, headers) = 429, self._refusal(name, size, answer)
+            await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
         except Exception as error:
             await problems.answer(error, name)(scope, receive, send)
@@ -96,15 +99,29 @@ class Claim:
         if len(origins) != 1 or origins[0] not in self._allowed_origins:
             raise Problem(403, "Forbidden", "a page of another site may not claim here; nothing was counted")
 
-    def _refusal(self, name: str, size: int, answer: Answer) -> bytes:
-        """The body of a refusal, encoded once for as long as the same is refused: a sold-out sale is the busiest."""
+    def _refusal(self, name: str, size: int, answer: Answer) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """A refusal's body and headers, made once for as long as the same is refused: a sold-out sale is the busiest.
+
+        Without Retry-After: clients that obey it would come for ever.
+        """
         key = (name, size, answer.request_count, answer.limit)
-        body = self._refusals.get(key)
-        if body is None:
+        refusal = self._refusals.get(key)
+        if refusal is None:
             if len(self._refusals) >= MAX_REFUSALS:
                 self._refusals.clear()
-            body = self._refusals[key] = encode(problems.halted(*key))
-        return body
+            body = encode(problems.halted(*key))
+            left = ratelimit.fields(answer.limit, max(0, answer.limit - answer.request_count))
+            fields = [(field.encode(), value.encode()) for field, value in left.items()]
+            headers = [_PROBLEM, _NO_STORE, (b"content-length", b"%d" % len(body)), *fields]
+            refusal = self._refusals[key] = (body, headers)
+        return refusal
+
+
+def _key(value: bytes) -> str:
+    """An idempotency key: in quotes (draft-ietf-httpapi-idempotency-key-header) it is the same as without."""
+    if value.startswith(b'"'):
+        value = ESCAPED.sub(rb"\1", value[1:-1])
+    return value.decode("ascii")
 
 
 def _size(query: bytes) -> int:

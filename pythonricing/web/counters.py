@@ -10,8 +10,9 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
-from pythonricing.counting.model import NoSuchCounter
+from pythonricing.counting.model import DEFAULT, NoSuchCounter
 from pythonricing.settings import MAX_COUNT, Limit
+from pythonricing.web import ratelimit
 from pythonricing.web.parts import Parts
 from pythonricing.web.problems import Problem, unprocessable
 from pythonricing.web.receive import NAME, values
@@ -84,7 +85,7 @@ async def list_(request: Request) -> Response:
 
 async def read(request: Request) -> Response:
     counter = await Parts.of(request).counters.read(_existing(request))
-    return JSON(CounterView.of(counter))
+    return _shown(counter)
 
 
 async def put(request: Request) -> Response:
@@ -99,7 +100,7 @@ async def put(request: Request) -> Response:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unprocessable(f'the body must be like {{"limit": 500}}: {error}') from None
     counter, created = await parts.counters.put(name, change.limit, change.most or 0)
-    answer = JSON(CounterView.of(counter), 201 if created else 200)
+    answer = _shown(counter, 201 if created else 200)
     if created:
         answer.headers["location"] = request.url.path
     return answer
@@ -112,9 +113,14 @@ async def delete(request: Request) -> Response:
     return Response(status_code=204, headers=NO_STORE)
 
 
+def _shown(counter: Counter, status: int = 200) -> Response:
+    view = CounterView.of(counter)
+    return JSON(view, status, ratelimit.fields(view.limit, view.remaining))
+
+
 def _existing(request: Request) -> str:
-    """The counter's name. Raises NoSuchCounter for what can't be one."""
-    name: str = request.path_params["name"]
+    """The counter's name, which `/` doesn't say. Raises NoSuchCounter for what can't be one."""
+    name: str = request.path_params.get("name", DEFAULT)
     if not NAME.fullmatch(name):
         raise NoSuchCounter(name)
     return name

@@ -39,6 +39,13 @@ class Operation(NamedTuple):
 
 TYPES = (Claimed, CounterView, CounterList, CounterChange, Health, ProblemDetails, Halted)
 
+#: Whether a request that gets an error may be sent again as it is.
+AGAIN, NOT_AGAIN = "May be tried again", "Tried again, it gets the same answer until somebody changes something"
+WITH_KEY = (
+    f"{AGAIN} after `Retry-After` and a random while, with the same `Idempotency-Key`: it then counts once, whatever "
+    "became of this one. Without a key it may have been counted for nobody"
+)
+
 #: What each answer means, by its status: and the type of its body, a type of ours, a media type, or None for none.
 ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
     "claimed": (200, "Admitted: the claim owns the numbers `request_count - n + 1` to `request_count`", Claimed),
@@ -52,23 +59,45 @@ ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
     "page": (200, "A page that shows the counters as they move", "text/html"),
     "events": (200, "The counters, once a second, as Server-Sent Events", "text/event-stream"),
     "openapi": (200, "This document", "application/json"),
-    "400": (400, "The request is not complete, or not HTTP", ProblemDetails),
-    "401": (401, "The admin token is missing or wrong", ProblemDetails),
-    "403": (403, "No admin token is configured, or a page of another site claims", ProblemDetails),
-    "404": (404, "There is no such counter", ProblemDetails),
-    "408": (408, "The body was not complete in time", ProblemDetails),
-    "413": (413, f"The body has more than {MAX_BODY} bytes", ProblemDetails),
-    "414": (414, f"The query string has more than {MAX_QUERY} bytes", ProblemDetails),
-    "422": (422, "A value that is not allowed", ProblemDetails),
-    "429": (429, "Refused: the counter is halted for this claim", Halted),
-    "500": (500, "A bug, which has been logged", ProblemDetails),
+    "400": (400, f"The request is not complete, or not HTTP; nothing is counted. {AGAIN}", ProblemDetails),
+    "401": (401, f"The admin token is missing or wrong. {NOT_AGAIN}", ProblemDetails),
+    "403": (403, f"A page of another site claims, or a prefetch; nothing is counted. {NOT_AGAIN}", ProblemDetails),
+    "403-admin": (403, f"No admin token is configured. {NOT_AGAIN}", ProblemDetails),
+    "404": (404, f"There is no such counter. {NOT_AGAIN}", ProblemDetails),
+    "408": (408, f"The body was not complete in time; nothing is counted. {AGAIN}", ProblemDetails),
+    "413": (413, f"The body has more than {MAX_BODY} bytes. {NOT_AGAIN}", ProblemDetails),
+    "414": (414, f"The query string has more than {MAX_QUERY} bytes. {NOT_AGAIN}", ProblemDetails),
+    "422": (422, f"A value that is not allowed; nothing is counted or changed. {NOT_AGAIN}", ProblemDetails),
+    "429": (
+        429,
+        f"Refused: no room for this claim, perhaps for a smaller one. {NOT_AGAIN}, and so there is no `Retry-After`",
+        Halted,
+    ),
+    "500": (500, f"A bug, which has been logged. {AGAIN}, a claim with the same `Idempotency-Key`", ProblemDetails),
     "503": (
         503,
-        "The store didn't answer in time or has lost data, or this process is stopping; never an admission",
+        "Never an admission: the store didn't answer in time or has lost data, or this process is stopping. "
+        f"{WITH_KEY}",
         ProblemDetails,
     ),
+    "503-read": (503, f"The store didn't answer in time, or has lost data. {AGAIN}", ProblemDetails),
+    "503-change": (
+        503,
+        "The store didn't answer in time, or it turned out that it has lost data, or this process is stopping. It may "
+        "have taken effect before, but will not any more from now on, as far as the store's clock can be trusted: read "
+        f"the counter. {AGAIN}",
+        ProblemDetails,
+    ),
+    "503-ready": (503, f"Claims can't be served by this process now. {AGAIN}", ProblemDetails),
+    "503-watch": (503, f"This process is stopping, or too many watch it. {AGAIN}", ProblemDetails),
 }
-HEADERS = {"created": "Location", "401": "WWW-Authenticate", "503": "Retry-After"}
+RATE_LIMIT = ("RateLimit-Policy", "RateLimit")
+HEADERS = {
+    "401": ("WWW-Authenticate",),
+    **dict.fromkeys(("counter", "429"), RATE_LIMIT),
+    "created": ("Location", *RATE_LIMIT),
+    **dict.fromkeys((name for name in ANSWERS if name.startswith("503")), ("Retry-After",)),
+}
 
 NUMBER = {
     "name": "n",
@@ -92,9 +121,10 @@ IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "The same key on the same counter gets the first answer again and counts nothing: an admission for "
-    "24 hours, a refusal for a minute. Keys are not bound to a client, and who guesses one gets its numbers: make them "
-    "random (a UUID), not an order's number",
-    "schema": {"type": "string", "pattern": f"^{KEY.pattern.decode()}$"},
+    "24 hours, a refusal for a minute. While the first request is in progress, a second one with its key waits "
+    "and gets the first one's answer. With another `n` it is a 422. In quotes or without, it is the same key. Keys are "
+    "not bound to a client, and who guesses one gets its numbers: make them random (a UUID), not an order's number",
+    "schema": {"type": "string", "pattern": f"^(?:{KEY.pattern.decode()})$"},
 }
 COUNTER = {
     "name": "name",
@@ -156,8 +186,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
 def _answer(name: str) -> dict[str, Any]:
     _, description, kind = ANSWERS[name]
     answer: dict[str, Any] = {"description": description}
-    if header := HEADERS.get(name):
-        answer["headers"] = {header: {"schema": {"type": "string"}, "required": True}}
+    if headers := HEADERS.get(name):
+        answer["headers"] = {header: {"schema": {"type": "string"}, "required": True} for header in headers}
     if isinstance(kind, str):
         answer["content"] = {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}}}
     elif kind is not None:

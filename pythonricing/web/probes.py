@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pythonricing.web.parts import Parts
-from pythonricing.web.problems import Problem
+from pythonricing.web.problems import stopping
 from pythonricing.web.responses import JSON
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ async def ready(request: Request) -> Response:
     """Claims can be served: this process is not stopping, the store answers and has lost nothing."""
     parts = Parts.of(request)
     if parts.stopping:
-        raise Problem(503, "Stopping", "this process is stopping", headers={"retry-after": "1"})
+        raise stopping()
     condition = await parts.counters.check()
     master = next((server.name for server in parts.store.servers() if server.elected), msgspec.UNSET)
     unreachable = msgspec.UNSET if condition.unreachable is None else condition.unreachable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from loguru import logger
@@ -20,6 +20,7 @@ from pythonricing.counting.model import (
     StoreUnavailable,
     TooMany,
 )
+from pythonricing.web.ratelimit import POLICY
 from pythonricing.web.responses import NO_STORE, encode
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 MEDIA_TYPE = "application/problem+json"
+
+#: The type of a refusal, the one problem that others have too (draft-ietf-httpapi-ratelimit-headers-11, section 5.1).
+QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+#: How the other types end, which begin with `urn:pythonricing:`. Each has its place in docs/problems.md.
+Kind = Literal["no-such-counter", "unprocessable", "store-unavailable", "state-lost", "stopping", "too-many-watchers"]
 
 
 class ProblemDetails(msgspec.Struct):
@@ -39,18 +45,19 @@ class ProblemDetails(msgspec.Struct):
     detail: str
 
 
-class Halted(ProblemDetails):
+class Halted(ProblemDetails, rename={"violated_policies": "violated-policies"}):
     """The claim finds no room in the counter."""
 
     request_count: int
     limit: int
+    violated_policies: list[str]
 
 
 class Problem(Exception):
-    """An answer that says what is wrong. `kind` ends the type's URN; without one the title says it all."""
+    """An answer that says what is wrong. Without a `kind` the title says it all, which is that of the status."""
 
     def __init__(
-        self, status: int, title: str, detail: str, kind: str = "", headers: Mapping[str, str] | None = None
+        self, status: int, title: str, detail: str, kind: Kind | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
         self.details = ProblemDetails(f"urn:pythonricing:{kind}" if kind else "about:blank", title, status, detail)
         self.headers = {**NO_STORE, **(headers or {})}
@@ -64,9 +71,14 @@ def halted(name: str, size: int, request_count: int, limit: int) -> Halted:
     """What a refused claim is told."""
     if size > limit:
         detail = f"counter {name} holds {limit} in all: a claim of {size} can't be admitted however few are taken"
-        return Halted("urn:pythonricing:too-large", "Too large", 429, detail, request_count, limit)
-    detail = f"{request_count} of {limit} are taken on counter {name}: no room for {size} more"
-    return Halted("urn:pythonricing:halted", "Halted", 429, detail, request_count, limit)
+    else:
+        detail = f"{request_count} of {limit} are taken on counter {name}: no room for {size} more"
+    title = "Request cannot be satisfied as assigned quota has been exceeded"
+    return Halted(QUOTA_EXCEEDED, title, 429, detail, request_count, limit, [POLICY])
+
+
+def stopping() -> Problem:
+    return Problem(503, "Stopping", "this process is stopping", "stopping", {"retry-after": "1"})
 
 
 def answer(error: Exception, name: str) -> Response:

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from pythonricing.web.problems import Problem, unprocessable
+from pythonricing.web.problems import Problem, stopping, unprocessable
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope
@@ -55,7 +55,7 @@ class Bodies:
                     self._waiting.discard(timeout)
         except TimeoutError:
             if self._seconds == LAST_SECONDS:
-                raise Problem(503, "Stopping", "this process is stopping", headers={"retry-after": "1"}) from None
+                raise stopping() from None
             detail = f"the body was not complete within {BODY_SECONDS} seconds"
             raise Problem(408, "Request timeout", detail, headers={"connection": "close"}) from None
         return received

@@ -8,6 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 NO_STORE = {"cache-control": "no-store"}
@@ -20,8 +21,8 @@ class JSON(Response):
 
     media_type = "application/json"
 
-    def __init__(self, content: Any, status_code: int = 200) -> None:
-        super().__init__(content, status_code, NO_STORE)
+    def __init__(self, content: Any, status_code: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(content, status_code, {**NO_STORE, **(headers or {})})
 
     def render(self, content: Any) -> bytes:
         return encode(content)

@@ -22,11 +22,11 @@ async def nothing(request: Request) -> Response:
 
 
 async def openapi(request: Request) -> Response:
-    return Response(encode(document(OPERATIONS)), media_type="application/json")
+    return Response(encode(document(request.app.operations)), media_type="application/json")
 
 
 _CLAIM = ("claimed", "400", "403", "408", "413", "422", "429", "503")
-_ADMIN = ("401", "403", "422", "503")
+_ADMIN = ("401", "403-admin", "422", "503-change")
 
 OPERATIONS = (
     Operation("GET", "/", Claim, "claimDefault", "Claim numbers of the counter `default`", _CLAIM),
@@ -35,13 +35,13 @@ OPERATIONS = (
     Operation("POST", "/counters/{name}", Claim, "claim", "Claim numbers of a counter", (*_CLAIM, "404")),
     Operation(
         *("GET", "/counters", counters.list_, "list", "List the counters by name"),
-        ("counters", *_ADMIN),
+        ("counters", "401", "403-admin", "422", "503-read"),
         parameters=(AFTER, LIMIT),
         admin=True,
     ),
     Operation(
         *("GET", "/counters/{name}", counters.read, "read", "Read a counter; never counts"),
-        ("counter", "404", "503"),
+        ("counter", "404", "503-read"),
     ),
     Operation(
         *("PUT", "/counters/{name}", counters.put, "put", "Create a counter, or change its limit and keep its count"),
@@ -55,13 +55,27 @@ OPERATIONS = (
         admin=True,
     ),
     Operation("GET", "/livez", probes.live, "live", "Whether this process answers", ("health",)),
-    Operation("GET", "/readyz", probes.ready, "ready", "Whether claims can be served", ("health", "503")),
+    Operation("GET", "/readyz", probes.ready, "ready", "Whether claims can be served", ("health", "503-ready")),
     Operation("GET", "/metrics", metrics.scrape, "metrics", "What this server has counted", ("metrics",)),
     Operation("GET", "/watch", watch.page, "watch", "Watch the counters", ("page", "404"), watch=True),
     Operation(
         *("GET", "/watch/events", watch.events, "watchEvents", "The counters as they move"),
-        ("events", "404", "503"),
+        ("events", "404", "503-watch"),
         watch=True,
     ),
     Operation("GET", "/openapi.json", openapi, "openapi", "This document", ("openapi",)),
 )
+
+#: `GET /` where it doesn't claim.
+READ_DEFAULT = Operation(
+    *("GET", "/", counters.read, "readDefault", "Read the counter `default`; never counts"), ("counter", "503-read")
+)
+
+
+def operations(*, watch: bool, get_claims: bool) -> list[Operation]:
+    """Those that there are with these settings."""
+    return [
+        READ_DEFAULT if operation.id == "claimDefault" and not get_claims else operation
+        for operation in OPERATIONS
+        if watch or not operation.watch
+    ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response, StreamingResponse
 
 from pythonricing.web.parts import Parts
-from pythonricing.web.problems import Problem
+from pythonricing.web.problems import Problem, stopping
 from pythonricing.web.responses import NO_STORE
 
 if TYPE_CHECKING:
@@ -63,8 +63,11 @@ def _page() -> tuple[bytes, dict[str, str]]:
 async def events(request: Request) -> Response:
     """The counters as they move."""
     feed = Parts.of(request).feed
-    if feed.closed or feed.watchers >= MAX_WATCHERS:
-        raise Problem(503, "Not now", "this process is stopping, or too many watch it", headers={"retry-after": "1"})
+    if feed.closed:
+        raise stopping()
+    if feed.watchers >= MAX_WATCHERS:
+        detail = f"{MAX_WATCHERS} watch this process already"
+        raise Problem(503, "Too many watchers", detail, "too-many-watchers", {"retry-after": "1"})
     return Response(headers=STREAM_HEADERS) if request.method == "HEAD" else EventStream(feed)
 
 

@@ -43,13 +43,27 @@ def test_a_refusal_is_a_problem_with_count_and_limit(api: Service, name: str) ->
     assert headers["cache-control"] == "no-store"
     problem = json.loads(body)
     assert problem == {
-        "type": "urn:pythonricing:halted",
-        "title": "Halted",
+        "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+        "title": "Request cannot be satisfied as assigned quota has been exceeded",
         "status": 429,
         "detail": f"10 of 10 are taken on counter {name}: no room for 1 more",
         "request_count": 10,
         "limit": 10,
+        "violated-policies": ["limit"],
     }
+
+
+def test_a_refusal_says_what_is_left_and_never_to_come_again(api: Service, name: str) -> None:
+    api.get(f"/counters/{name}?n=8", "POST")
+    for _ in range(2):  # the second is the first one's, kept
+        status, headers, _ = raw(api, "POST", f"/counters/{name}?n=3")
+        assert (status, headers["ratelimit-policy"], headers["ratelimit"]) == (429, '"limit";q=10', '"limit";r=2')
+    api.get(f"/counters/{name}?n=2", "POST")
+    status, headers, _ = raw(api, "POST", f"/counters/{name}")
+    assert (status, headers["ratelimit"]) == (429, '"limit";r=0')
+    assert "retry-after" not in headers  # sold out: whoever obeyed it would come for ever
+    api.get(f"/counters/{name}", "PUT", b'{"limit": 4}', **ADMIN)
+    assert raw(api, "POST", f"/counters/{name}")[1]["ratelimit"] == '"limit";r=0'  # and not -6
 
 
 @pytest.mark.parametrize("query", ["n=0", "n=-1", "n=1.5", "n=x", "n=", "n=1&n=1", "n=9007199254740992", "n=%C2%B2"])
@@ -71,22 +85,13 @@ def test_an_unknown_query_name_is_422_and_counts_nothing(api: Service, name: str
     assert count(api, name) == 0
 
 
-def test_a_claim_that_the_counter_could_never_hold_is_refused_and_not_called_halted(api: Service, name: str) -> None:
+def test_a_claim_that_the_counter_could_never_hold_is_told_so(api: Service, name: str) -> None:
     path = f"/counters/{name}"
-    assert api.get(f"{path}?n=11", "POST") == (
-        429,
-        {
-            "type": "urn:pythonricing:too-large",
-            "title": "Too large",
-            "status": 429,
-            "detail": f"counter {name} holds 10 in all: a claim of 11 can't be admitted however few are taken",
-            "request_count": 0,
-            "limit": 10,
-        },
-    )
+    never = f"counter {name} holds 10 in all: a claim of 11 can't be admitted however few are taken"
+    status, problem = api.get(f"{path}?n=11", "POST")
+    assert (status, problem["detail"], problem["request_count"]) == (429, never, 0)
     assert api.get(f"{path}?n=10", "POST")[0] == 200
-    assert api.get(f"{path}?n=11", "POST")[1]["title"] == "Too large"
-    assert api.get(path, "POST")[1]["title"] == "Halted"
+    assert api.get(f"{path}?n=11", "POST")[1]["detail"] == never
     # What no counter at all could hold isn't even asked.
     assert api.get(f"{path}?n=9007199254740992", "POST")[0] == 422
 
@@ -129,10 +134,31 @@ def test_a_key_used_for_another_n_is_422(api: Service, name: str) -> None:
     assert count(api, name) == 2
 
 
-@pytest.mark.parametrize("headers", [("Idempotency-Key: a b",), ("Idempotency-Key:",), ("Idempotency-Key: é",)])
-def test_a_bad_key_is_422_and_counts_nothing(api: Service, name: str, headers: tuple[str, ...]) -> None:
-    assert raw(api, "POST", f"/counters/{name}", *headers)[0] == 422
-    assert raw(api, "POST", f"/counters/{name}", f"Idempotency-Key: {'k' * 256}")[0] == 422
+@pytest.mark.parametrize(
+    ("plain", "quoted"),
+    [
+        ("abc", '"abc"'),
+        ("7c0e5fd2-58a1-4f0e-9a3b-2d6c1b9e4f70", '"7c0e5fd2-58a1-4f0e-9a3b-2d6c1b9e4f70"'),
+        ('a"b\\c', r'"a\"b\\c"'),
+        ("k" * 255, f'"{"k" * 255}"'),
+    ],
+)
+def test_a_key_in_quotes_is_the_same_key(api: Service, name: str, plain: str, quoted: str) -> None:
+    for key, other in ((plain, quoted), (quoted, plain)):
+        api.get(f"/counters/{name}", "DELETE", **ADMIN)
+        api.get(f"/counters/{name}", "PUT", b'{"limit": 10}', **ADMIN)
+        first = api.get(f"/counters/{name}", "POST", Idempotency_Key=key)
+        assert first == (200, {"request_count": 1, "limit": 10})
+        assert api.get(f"/counters/{name}", "POST", Idempotency_Key=other) == first
+        assert count(api, name) == 1
+
+
+@pytest.mark.parametrize(
+    "key", ["a b", "", "é", "k" * 256, '"', '""', '"a', '"a"b"', '"a b"', r'"a\b"', '"a";b=1', '"a\\"']
+)
+def test_a_bad_key_is_422_and_counts_nothing(api: Service, name: str, key: str) -> None:
+    assert raw(api, "POST", f"/counters/{name}", f"Idempotency-Key: {key}")[0] == 422
+    assert raw(api, "POST", f"/counters/{name}", f'Idempotency-Key: "{"k" * 256}"')[0] == 422
     assert raw(api, "POST", f"/counters/{name}", "Idempotency-Key: a", "Idempotency-Key: b")[0] == 422
     assert count(api, name) == 0
 
@@ -197,3 +223,27 @@ def test_a_body_that_never_comes_is_given_up(api: Service, name: str) -> None:
     status, _, _ = exchange(api, head.encode())  # and then nothing
     assert status == 408
     assert count(api, name) == 0
+
+
+@pytest.mark.parametrize(
+    "header", ["Sec-Purpose: prefetch", "Sec-Purpose: prefetch;prerender", "Purpose: prefetch", "Purpose: Prefetch"]
+)
+@pytest.mark.usefixtures("default")
+def test_a_prefetch_is_403_and_counts_nothing(api: Service, name: str, header: str) -> None:
+    for method, path in (("GET", "/"), ("POST", f"/counters/{name}")):
+        status, headers, body = raw(api, method, path, header)
+        assert (status, headers["content-type"]) == (403, "application/problem+json")
+        assert "prefetch" in json.loads(body)["detail"]
+    assert raw(api, "POST", f"/counters/{name}", "Sec-Purpose: something-else")[0] == 200
+    assert (count(api), count(api, name)) == (0, 1)
+
+
+def test_get_only_reads_where_it_is_told_to(empty_valkey: RedisServer, service: Callable[..., Service]) -> None:
+    running = service(empty_valkey.url, "/readyz", limit=5, get_claims="off")
+    assert running.get("/", "POST") == (200, {"request_count": 1, "limit": 5})
+    view = {"name": "default", "count": 1, "limit": 5, "remaining": 4, "halted": False}
+    assert [running.get("/") for _ in range(3)] == [(200, view)] * 3
+    status, headers, _ = raw(running, "GET", "/", "Sec-Purpose: prefetch")
+    assert (status, headers["ratelimit"], headers["cache-control"]) == (200, '"limit";r=4', "no-store")
+    assert running.get("/openapi.json")[1]["paths"]["/"]["get"]["operationId"] == "readDefault"
+    assert count(running) == 1

@@ -62,7 +62,7 @@ const claimed = await client.POST("/counters/{{name}}", {{ params: {{ path, quer
 const count: number | undefined = claimed.data?.request_count;
 if (count !== 4) throw new Error("claim");
 const refused = await client.POST("/counters/{{name}}", {{ params: {{ path, query: {{ n: 7 }} }} }});
-if (refused.response.status !== 429 || refused.error?.title !== "Halted") throw new Error("refused");
+if (refused.response.status !== 429 || !refused.error?.type.endsWith("#quota-exceeded")) throw new Error("refused");
 const listed = await client.GET("/counters", {{ params: {{ query: {{ after: "default" }} }}, headers }});
 if (listed.data?.counters.map((each) => each.name).join() !== "ts") throw new Error("list");
 const gone = await client.DELETE("/counters/{{name}}", {{ params: {{ path }}, headers }});

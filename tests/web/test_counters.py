@@ -18,7 +18,17 @@ def test_reading_never_counts(api: Service, name: str) -> None:
     view = {"name": name, "count": 10, "limit": 10, "remaining": 0, "halted": True}
     assert api.get(f"/counters/{name}") == (200, view)
     assert api.get(f"/counters/{name}") == (200, view)
-    assert raw(api, "GET", f"/counters/{name}")[1]["cache-control"] == "no-store"
+    for method in ("GET", "HEAD"):
+        _, headers, _ = raw(api, method, f"/counters/{name}")
+        assert headers["cache-control"] == "no-store"
+        assert (headers["ratelimit-policy"], headers["ratelimit"]) == ('"limit";q=10', '"limit";r=0')
+
+
+def test_the_fields_of_a_counter_have_at_most_15_digits(api: Service, name: str) -> None:
+    api.get(f"/counters/{name}", "PUT", b'{"limit": 9007199254740991}', **ADMIN)
+    _, headers, _ = raw(api, "GET", f"/counters/{name}")
+    assert headers["ratelimit-policy"] == f'"limit";q={"9" * 15}'
+    assert headers["ratelimit"] == f'"limit";r={"9" * 15}'
 
 
 @pytest.mark.parametrize("missing", ["nobody", "bad%20name", "%C3%A9", "a" * 65])

@@ -119,6 +119,27 @@ def test_every_answer_is_as_documented_and_a_rejected_request_changes_no_count(
         assert mode is GenerationMode.NEGATIVE  # there is nothing to get wrong
 
 
+def test_every_error_says_whether_it_may_be_tried_again() -> None:
+    for status, description, _ in openapi.ANSWERS.values():
+        assert status < 400 or (openapi.AGAIN in description) != (openapi.NOT_AGAIN in description), description
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "means"),
+    [
+        ("/", "get", "Never an admission"),
+        ("/counters/{name}", "post", "Never an admission"),
+        ("/counters/{name}", "get", "The store didn't answer in time"),
+        ("/counters/{name}", "put", "will not any more"),
+        ("/counters/{name}", "delete", "will not any more"),
+    ],
+)
+def test_a_503_says_what_it_means_for_the_method(path: str, method: str, means: str) -> None:
+    document = openapi.document(routes.OPERATIONS)
+    answer = document["paths"][path][method]["responses"]["503"]["$ref"].rpartition("/")[2]
+    assert means in document["components"]["responses"][answer]["description"]
+
+
 def test_a_key_repeats_an_answer_and_not_a_claim(running: Service) -> None:
     """What the description says of Idempotency-Key."""
     running.get("/counters/open", "PUT", b'{"limit": 1000000}', **ADMIN)

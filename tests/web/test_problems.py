@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -18,8 +19,11 @@ from pythonricing.counting.model import (
     StoreRejected,
     StoreUnavailable,
 )
+from pythonricing.web import problems
 from pythonricing.web.application import Application
 from pythonricing.web.parts import Parts
+from pythonricing.web.routes import OPERATIONS
+from tests.docs_check import ROOT
 
 
 class Failing:
@@ -40,7 +44,7 @@ def ask(error: Exception, method: str) -> tuple[int, dict[str, str], dict[str, A
     counters: Any = Failing(error)
     nothing: Any = None
     parts = Parts(counters, nothing, nothing, nothing, nothing, None)
-    application = Application(parts, watch=False, lifespan=lambda app: nullcontext())
+    application = Application(parts, OPERATIONS, lambda app: nullcontext())
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -84,3 +88,9 @@ def test_what_is_raised_becomes_a_problem(
     assert set(problem) == {"type", "title", "status", "detail"}
     if isinstance(error, StoreError) and not isinstance(error, StateLost):
         assert ("seats" if isinstance(error, NoSuchCounter) else str(error)) in problem["detail"]
+
+
+def test_every_type_of_problem_has_its_place_in_the_page() -> None:
+    types = {problems.QUOTA_EXCEEDED, "about:blank", *(f"urn:pythonricing:{kind}" for kind in get_args(problems.Kind))}
+    page = (ROOT / "docs/problems.md").read_text()
+    assert sorted(re.findall(r"^## `(.*)`$", page, re.M)) == sorted(types)
