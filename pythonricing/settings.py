@@ -16,6 +16,8 @@ PREFIX = "PYTHONRICING_"
 #: The largest limit and count: above it, JSON readers and Lua lose whole numbers (IEEE 754 doubles).
 MAX_COUNT = 2**53 - 1
 
+#: The stores' schemes whose replicas confirm nothing to the service.
+NO_REPLICAS = ("memory", "postgresql")
 #: What a loss of data does to a counter: nothing more is admitted, or it counts on from the highest known count.
 OnLoss = Literal["halt", "raise"]
 Limit = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
@@ -85,7 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(f"{variable}: {shown} is not {allowed}") from None
         settings = cls(**values)  # type: ignore[arg-type]
         scheme = settings.store.partition("://")[0]
-        if settings.store_replicas and scheme in ("memory", "postgresql"):
+        if settings.store_replicas and scheme in NO_REPLICAS:
             hint = "; PostgreSQL itself waits for its standbys (synchronous_commit)" if scheme == "postgresql" else ""
             raise SettingsError(f"{PREFIX}STORE_REPLICAS: {scheme}:// has no replicas that confirm{hint}")
         return settings

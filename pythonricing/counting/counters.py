@@ -158,6 +158,14 @@ class Counters:
         """
         return await self._change(name, limit, most, "change")
 
+    async def configure(self, name: str, limit: int) -> Counter:
+        """Create a counter or set its limit, as settings do: no operator's word, so that what was lost stays lost.
+
+        Raises StateLost, and StoreUnavailable as put does.
+        """
+        counter, _ = await self._change(name, limit, None, "configure")
+        return counter
+
     async def delete(self, name: str) -> None:
         """Forget a counter; `default` starts over. Raises NoSuchCounter, and StoreUnavailable as put does."""
         if name != DEFAULT:

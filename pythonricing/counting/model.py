@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
 
+#: What a counter may be called: not `.` or `..`, because clients make `/counters/..` into `/`, which claims.
+NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 DEFAULT = "default"
 #: The limit of a new `default` when the settings give none.
 DEFAULT_LIMIT = 100

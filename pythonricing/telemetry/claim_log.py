@@ -50,9 +50,9 @@ class Throttle:
 
 
 class ClaimLog(Journal):
-    """The journal of claims as log lines."""
+    """The journal of claims as log lines; `requests`: one for each admitted claim, which needs a writer."""
 
-    def __init__(self, writer: Writer, *, requests: bool) -> None:
+    def __init__(self, writer: Writer | None, *, requests: bool) -> None:
         self._writer = writer
         self._requests = requests
         self._admitted: list[tuple[float, str, int, Sequence[tuple[int, int]]]] = []
@@ -121,7 +121,8 @@ class ClaimLog(Journal):
         lines = [line for batch in self._admitted for line in self._lines.encode(*batch)]
         self._admitted.clear()
         self._waiting = 0
-        self._writer.write(lines)
+        if self._writer is not None:
+            self._writer.write(lines)
 
     def close(self) -> None:
         """Say what has not been said yet."""

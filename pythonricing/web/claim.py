@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pythonricing.counting.model import DEFAULT, NoSuchCounter
+from pythonricing.counting.model import DEFAULT, NAME, NoSuchCounter
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web import problems, ratelimit
 from pythonricing.web.problems import Problem
-from pythonricing.web.receive import NAME, gone, values
+from pythonricing.web.receive import gone, values
 from pythonricing.web.responses import encode
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
-from pythonricing.counting.model import DEFAULT, NoSuchCounter
+from pythonricing.counting.model import DEFAULT, NAME, NoSuchCounter
 from pythonricing.settings import MAX_COUNT, Limit
 from pythonricing.web import ratelimit
 from pythonricing.web.parts import Parts
 from pythonricing.web.problems import Problem, unprocessable
-from pythonricing.web.receive import NAME, values
+from pythonricing.web.receive import values
 from pythonricing.web.responses import JSON, NO_STORE
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from pythonricing.counting.model import NAME
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web.claim import KEY, Claim, Claimed
 from pythonricing.web.counters import MAX_PAGE, PAGE, CounterChange, CounterList, CounterView
 from pythonricing.web.probes import Health
 from pythonricing.web.problems import MEDIA_TYPE, Halted, ProblemDetails
-from pythonricing.web.receive import MAX_BODY, MAX_QUERY, NAME
+from pythonricing.web.receive import MAX_BODY, MAX_QUERY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
@@ -18,8 +17,6 @@ MAX_BODY = 4096
 MAX_QUERY = 1024
 #: Seconds for the whole body of a request, and for the rest of it once the process is stopping.
 BODY_SECONDS, LAST_SECONDS = 10, 1
-#: What a counter may be called: not `.` or `..`, because clients make `/counters/..` into `/`, which claims.
-NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
 
 
 class Bodies:

@@ -1,0 +1,119 @@
+"""The counters without HTTP, for any asyncio application: docs/library.md."""
+
+from __future__ import annotations
+
+import operator
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.model import NAME, StoreURLError
+from pythonricing.settings import MAX_COUNT, NO_REPLICAS
+from pythonricing.stores import create_store
+from pythonricing.telemetry.claim_log import ClaimLog
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from pythonricing.counting.model import Answer, Counter
+    from pythonricing.settings import OnLoss
+
+KEY = re.compile(r"[!-~]{1,255}")
+
+
+@asynccontextmanager
+async def open_counters(
+    url: str, *, store_timeout: float = 2.0, store_replicas: int = 0, on_loss: OnLoss = "halt", halt_cache: float = 0.1
+) -> AsyncIterator[OpenCounters]:
+    """The counters of the store behind `url`, for as long as the context lasts, on the running event loop.
+
+    The options are the service's settings: `store_timeout` is the seconds that a claim waits for the store,
+    `store_replicas` how many of a Redis or Valkey must have it before it is answered, `on_loss` what a loss of data
+    does ("halt" or "raise"), `halt_cache` the seconds for which a halted counter is refused from memory. Each process
+    opens its own, after it was forked.
+
+    Doesn't wait for the store. Raises StoreURLError for a URL that can't be used and for a driver that isn't
+    installed, ValueError for a time that can't be. The end waits for the claims on their way.
+    """
+    if not store_timeout > 0 or not halt_cache >= 0:
+        raise ValueError("store_timeout must be above 0 and halt_cache not below it, both in seconds")
+    if store_replicas and url.partition("://")[0] in NO_REPLICAS:
+        raise StoreURLError(f"{url.partition('://')[0]}:// has no replicas that confirm")
+    claim_log = ClaimLog(None, requests=False)
+    store = create_store(url, store_timeout, store_replicas, on_loss)
+    counters = Counters(store, claim_log, timeout=store_timeout, halt_cache=halt_cache)
+    await counters.open()
+    opened = OpenCounters(counters)
+    try:
+        yield opened
+    finally:
+        opened.closed = True
+        await counters.close()
+        claim_log.close()
+
+
+class OpenCounters:
+    """Counters by their names, which are 1 to 64 of `A-Z a-z 0-9 . _ -`, but not `.` or `..`.
+
+    Every method raises ValueError or TypeError for a value that can't be, StoreUnavailable if the store did not answer
+    in time, StateLost if it has lost what the counter had counted, and RuntimeError once this is closed; all but
+    `claim` also StoreRejected, if the store answered with an error. All of the store's are StoreErrors.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self.closed = False
+
+    async def claim(self, name: str, n: int = 1, *, key: str | None = None) -> Answer:
+        """Claim n of a counter's numbers, all or nothing.
+
+        An admitted claim owns the numbers `request_count - n + 1` to `request_count`; a refused one is an answer too.
+        The same `key` (1 to 255 visible ASCII characters, for one claim only) gets the first answer again: an admission
+        for 24 hours, a refusal for a minute.
+
+        Raises NoSuchCounter (but `default` is made by itself), KeyReused for a key of a claim with another n, TooMany
+        for an n above the counter's largest claim. After StoreUnavailable, and if the claim was cancelled, whether it
+        was counted is not known: the same key finds out.
+        """
+        if not 1 <= operator.index(n) <= MAX_COUNT:
+            raise ValueError(f"n must be a whole number from 1 to {MAX_COUNT}")
+        if key is not None and not KEY.fullmatch(key):
+            raise ValueError("a key must be 1 to 255 visible ASCII characters")
+        return await self._for(name).claim(name, n, key)
+
+    async def read(self, name: str) -> Counter:
+        """The counter as the store has it; never counts. Raises NoSuchCounter."""
+        return await self._for(name).read(name)
+
+    async def configure(self, name: str, limit: int) -> Counter:
+        """Create a counter or set its limit, as a program does when it starts: what was lost stays lost until `put`."""
+        return await self._for(name, limit).configure(name, limit)
+
+    async def put(self, name: str, limit: int, *, most: int | None = None) -> Counter:
+        """Create a counter, or change its limit and its largest claim (None: no bound) and keep its count.
+
+        It is an operator's word and ends a loss, but raises StateLost if it is the first to notice it. After
+        StoreUnavailable it may have taken effect, but will not any more.
+        """
+        if most is not None and not 1 <= operator.index(most) <= MAX_COUNT:
+            raise ValueError(f"most must be a whole number from 1 to {MAX_COUNT}, or None")
+        counter, _ = await self._for(name, limit).put(name, limit, most or 0)
+        return counter
+
+    async def reset(self, name: str) -> Counter:
+        """Let a counter count from 0 again, also after a loss, and keep its limit. Raises NoSuchCounter."""
+        return await self._for(name).restart(name)
+
+    async def delete(self, name: str) -> None:
+        """Forget a counter; `default` starts over at 0. Raises NoSuchCounter."""
+        await self._for(name).delete(name)
+
+    def _for(self, name: str, limit: int = 0) -> Counters:
+        if self.closed:
+            raise RuntimeError("these counters are closed")
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} can't be a counter's name")
+        if not 0 <= operator.index(limit) <= MAX_COUNT:
+            raise ValueError(f"a limit must be a whole number from 0 to {MAX_COUNT}")
+        return self._counters
