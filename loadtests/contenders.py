@@ -61,6 +61,9 @@ class App:
 PEERS = {
     "constant": App("loadtests.peers.constant:app", ("none",), "against the constant answer"),
     "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",), "against FastAPI"),
+    "library": App(
+        "loadtests.peers.fastapi_library:app", ("redis",), "against FastAPI with the library", is_service=True
+    ),
     "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",), "against read-then-write"),
     "one-claim": App(
         "loadtests.peers.one_claim:app",

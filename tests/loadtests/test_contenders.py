@@ -59,7 +59,15 @@ def test_settings_of_the_caller_do_not_reach_a_contender(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "name", ["granian+redis", "uvicorn+unix", "granian+memory", "fastapi+uvicorn", "one-claim+granian+redis-fsync"]
+    "name",
+    [
+        "granian+redis",
+        "uvicorn+unix",
+        "granian+memory",
+        "fastapi+uvicorn",
+        "library+granian",
+        "one-claim+granian+redis-fsync",
+    ],
 )
 def test_a_contender_counts_exactly_and_leaves_nothing_behind(name: str) -> None:
     contender = Contender.parse(name)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtests.rig.service import Service
+from tests.docs_check import ROOT, blocks
 from tests.web.support import TOKEN
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ def test_a_client_in_python_works(running: Service, tmp_path: Path) -> None:
     run(tmp_path, "venv/bin/openapi-python-client", "generate", "--path", "openapi.json", "--output-path", "client")
     (tmp_path / "client" / "use.py").write_text(PYTHON)
     run(tmp_path / "client", str(tmp_path / "venv/bin/python"), "use.py", running.url)
+    shown = next(code for code in blocks((ROOT / "docs/clients.md").read_text()) if "pythonricing_client" in code)
+    (tmp_path / "client" / "shown.py").write_text(shown.replace("http://127.0.0.1:8080", running.url))
+    assert run(tmp_path / "client", str(tmp_path / "venv/bin/python"), "shown.py") == "3 of 100\n"
 
 
 def test_a_client_in_typescript_works(running: Service, tmp_path: Path) -> None:
