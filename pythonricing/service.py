@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.journal import Journals
+from pythonricing.settings import without_password
 from pythonricing.signals import on_terminate
 from pythonricing.stores import create_store
 from pythonricing.telemetry import logs
@@ -39,7 +40,7 @@ def create_app(settings: Settings) -> Application:
         halt_cache=settings.halt_cache,
     )
     snapshot = Snapshot(counters)
-    feed = Feed(snapshot, metrics)
+    feed = Feed(snapshot, metrics, without_password(settings.store))
     parts = Parts(counters, store, metrics, snapshot, feed, settings.admin_token, settings.origins)
 
     @asynccontextmanager

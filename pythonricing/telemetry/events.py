@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pythonricing.counting.model import StoreError
+from pythonricing.telemetry.history import Second
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,81 +22,120 @@ if TYPE_CHECKING:
     from pythonricing.counting.model import Counter
     from pythonricing.telemetry.metrics import Metrics
 
-#: Counters whose state is shown.
-MAX_SHOWN = 500
-#: Seconds for which a worker shows the same state of the store, and waits for it.
-FRESH_SECONDS = 1.0
+#: Counters that are read, by name; more would take too much of a worker's time.
+MAX_READ = 10_000
+#: Counters that are read in one go, which keeps the event loop for 5 ms.
+PAGE = 500
+#: Seconds for which a worker shows the same state of the store; and how many times as long as reading it took, if that
+#: is more, so that reading takes a twentieth of a worker's time at most.
+FRESH_SECONDS, FRESH_TIMES = 1.0, 20
+#: Seconds that a store has for a page before it is said not to answer.
+PAGE_SECONDS = 1.0
 #: Seconds between two events.
 TICK_SECONDS = 1.0
+#: Seconds of the history that every event tells again, because late ones are added to.
+RECENT = 5
 
 
 class Shown(msgspec.Struct):
-    """A counter in an event; `refused` counts the claims that this server has refused."""
+    """A counter in an event; `admitted` and `refused` count the claims of this server."""
 
     name: str
     count: int
     limit: int
     epoch: int
     lost: bool
+    admitted: int
     refused: int
 
 
 class Event(msgspec.Struct):
-    """The counters at a moment, in milliseconds since 1970; no counters while the store doesn't answer.
+    """What has changed, at a moment in milliseconds since 1970.
 
-    `server` tells servers apart, because `refused` is what this one has refused on all counters.
+    `counters` are those that changed since the event before and `gone` those that were deleted; or, in a `whole` event,
+    which is the first one, all there are, up to the first MAX_READ by name (then there is `more`). While the store is
+    `away`, what was told before is the newest that is known.
+
+    `seconds` is what this server admitted and refused in the last seconds, all its workers together; in a whole event in
+    the last five minutes. `node` and `store` name the server's machine and its store, and `server` tells this run of
+    it from others, because `admitted` and `refused` are what this one has counted.
     """
 
     time: int
     server: int
-    refused: int
-    counters: list[Shown] | None
+    node: str
+    store: str
+    whole: bool
+    seconds: list[Second]
+    counters: list[Shown]
+    gone: list[str] = []
+    more: bool = False
+    away: bool = False
 
 
 class Snapshot:
-    """The store's counters as they were at most FRESH_SECONDS ago, however many ask."""
+    """The store's counters as they were a moment ago, however many ask."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._task: asyncio.Task[list[Counter] | None] | None = None
-        self._taken = 0.0
+        self._fresh_until = 0.0
 
     async def take(self) -> list[Counter] | None:
-        """The first MAX_SHOWN counters; None while the store doesn't answer."""
+        """The first MAX_READ counters by name; None while the store doesn't answer."""
         now = asyncio.get_running_loop().time()
-        if self._task is None or now - self._taken >= FRESH_SECONDS:
-            self._taken = now
-            self._task = asyncio.create_task(self._read())
+        if self._task is None or (self._task.done() and now >= self._fresh_until):
+            self._task = asyncio.create_task(self._read(now))
         return await asyncio.shield(self._task)
 
-    async def _read(self) -> list[Counter] | None:
+    async def _read(self, began: float) -> list[Counter] | None:
+        loop = asyncio.get_running_loop()
+        read: list[Counter] = []
         try:
-            async with asyncio.timeout(FRESH_SECONDS):
-                return await self._counters.browse(MAX_SHOWN)
+            while len(read) < MAX_READ:
+                async with asyncio.timeout(PAGE_SECONDS):
+                    page = await self._counters.browse(PAGE, read[-1].name if read else "")
+                read += page
+                if len(page) < PAGE:
+                    break
         except (StoreError, TimeoutError):
             return None
+        finally:
+            self._fresh_until = began + max(FRESH_SECONDS, FRESH_TIMES * (loop.time() - began))
+        return read
 
 
 class Feed:
-    """Everybody who watches gets the same events, encoded once and made only while somebody does."""
+    """Everybody who watches gets the same events, encoded once and made only while somebody does.
 
-    def __init__(self, snapshot: Snapshot, metrics: Metrics) -> None:
+    `store` is the store's URL, without a password.
+    """
+
+    def __init__(self, snapshot: Snapshot, metrics: Metrics, store: str) -> None:
         self._snapshot = snapshot
         self._metrics = metrics
-        self._server = zlib.crc32(f"{platform.node()} {metrics.folder or os.getpid()}".encode())
+        self._node = platform.node()
+        self._store = store
+        self._server = zlib.crc32(f"{self._node} {metrics.folder or os.getpid()}".encode())
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._told: asyncio.Future[None]
+        self._shown: dict[str, Shown] = {}
+        self._event: Event
+        self._change = self._whole = b""
         self.watchers = 0
         self.closed = False
-        #: The next event as JSON; empty if there will be none.
-        self.next: asyncio.Future[bytes]
+        #: How many events there were since somebody watches.
+        self.number = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Events come inside of this."""
         if self.watchers == 0:
             self._loop = asyncio.get_running_loop()
-            self.next = self._loop.create_future()
+            self._told = self._loop.create_future()
+            self.number = 0
+            self._shown = {}
             self._task = self._loop.create_task(self._run())
         self.watchers += 1
         try:
@@ -105,29 +145,58 @@ class Feed:
             if self.watchers == 0 and self._task is not None:
                 self._task.cancel()
 
+    async def after(self, number: int) -> bytes:
+        """What has changed since the event of this number, as JSON; all there is if that isn't known; empty at the end."""
+        if self.number == number and not self.closed:
+            await asyncio.shield(self._told)  # it is everybody's: whoever leaves must not cancel it
+        if self.closed:
+            return b""
+        if number and number == self.number - 1:
+            return self._change
+        if not self._whole:
+            self._whole = _encode(self._event, whole=True, counters=list(self._shown.values()), gone=[])
+        return self._whole
+
     def close(self) -> None:
         """Tell everybody that there will be no more events; a signal's handler may call it."""
         self.closed = True
         if self._loop is not None and self.watchers:
-            self._loop.call_soon_threadsafe(self._tell, b"")
+            self._loop.call_soon_threadsafe(self._tell)
 
     async def _run(self) -> None:
         while not self.closed:
-            self._tell(msgspec.json.encode(await self._event()))
+            state = await self._snapshot.take()
+            self._metrics.flush()
+            claims, seconds = await asyncio.to_thread(lambda: (self._metrics.claims(), self._metrics.seconds()))
+            now = time.time()
+            changed, gone = ([], []) if state is None else self._compare(state, claims)
+            self._event = Event(
+                *(int(now * 1000), self._server, self._node, self._store, False, seconds, changed, gone),
+                more=len(self._shown) >= MAX_READ,
+                away=state is None,
+            )
+            recent = [second for second in seconds if second[0] >= int(now) - RECENT]
+            self._change, self._whole = _encode(self._event, seconds=recent), b""
+            self.number += 1
+            self._tell()
             await asyncio.sleep(TICK_SECONDS)
 
-    def _tell(self, event: bytes) -> None:
-        told, self.next = self.next, asyncio.get_running_loop().create_future()
-        told.set_result(event)
+    def _compare(self, state: list[Counter], claims: dict[str, dict[str, int]]) -> tuple[list[Shown], list[str]]:
+        """What has changed since the event before, and which counters are gone."""
+        before, self._shown = self._shown, {}
+        for each in state:
+            counted = claims.get(each.name, {})
+            self._shown[each.name] = Shown(
+                *(each.name, each.count, each.limit, each.epoch, each.lost),
+                *(counted.get("admitted", 0), counted.get("refused", 0)),
+            )
+        changed = [shown for name, shown in self._shown.items() if before.get(name) != shown]
+        return changed, [name for name in before if name not in self._shown]
 
-    async def _event(self) -> Event:
-        counters = await self._snapshot.take()
-        self._metrics.flush()
-        refusals = await asyncio.to_thread(self._metrics.refusals)
-        shown = None
-        if counters is not None:
-            shown = [
-                Shown(each.name, each.count, each.limit, each.epoch, each.lost, refusals.get(each.name, 0))
-                for each in counters
-            ]
-        return Event(int(time.time() * 1000), self._server, sum(refusals.values()), shown)
+    def _tell(self) -> None:
+        told, self._told = self._told, asyncio.get_running_loop().create_future()
+        told.set_result(None)
+
+
+def _encode(event: Event, **changes: object) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(event, **changes))

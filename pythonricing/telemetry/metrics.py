@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from loguru import logger
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
@@ -13,7 +14,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from pythonricing.counting.journal import Journal
 from pythonricing.counting.model import DEFAULT
-from pythonricing.telemetry import workers
+from pythonricing.telemetry import history, workers
+from pythonricing.telemetry.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from pythonricing.counting import model
     from pythonricing.counting.store import Store
+    from pythonricing.telemetry.history import Second
     from pythonricing.telemetry.writer import Writer
 
 #: Seconds after which the server's other workers see what was counted here.
@@ -30,6 +33,8 @@ FLUSH_SECONDS = 0.1
 IDLE_SECONDS = 5.0
 #: Counters with a label of their own in each worker; claims on others are counted under OTHER.
 MAX_LABELS = 1000
+#: Counters whose state is told; more, if more are lost or halted.
+MAX_TOLD = 500
 #: No counter can have this name.
 OTHER = "(other)"
 
@@ -50,6 +55,7 @@ class Metrics(Journal):
         self._slot = workers.join()
         #: What the workers of this server share; None for a server of one process.
         self.folder = self._slot and self._slot.folder
+        self._history = self._keep_history()
         self._registry = CollectorRegistry()
         disable_created_metrics()  # type: ignore[no-untyped-call]
         # Values are kept where this says when their metric is made; prometheus-client decides it when it is loaded,
@@ -105,6 +111,7 @@ class Metrics(Journal):
             if timer is not None:
                 timer.cancel()
         self.flush()
+        self._history.close()
         if self._slot is not None:
             mark_process_dead(self._slot.number, str(self._slot.folder))  # type: ignore[no-untyped-call]
             self._slot.leave()
@@ -150,9 +157,14 @@ class Metrics(Journal):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for labels, claims in self._pending.items():
-            self._claims.labels(*labels).inc(claims)
+        told = dict.fromkeys(("admitted", "refused"), 0)
+        for (name, outcome), claims in self._pending.items():
+            self._claims.labels(name, outcome).inc(claims)
+            if outcome in told:
+                told[outcome] += claims
         self._pending.clear()
+        if any(told.values()):
+            self._history.add(**told)
         for claims, seconds in self._batches:
             self._batch.observe(claims)
             self._round_trip.observe(seconds)
@@ -178,6 +190,8 @@ class Metrics(Journal):
 
         `state` holds the store's counters; None: it doesn't answer.
         """
+        if state is not None:
+            state = [each for index, each in enumerate(state) if index < MAX_TOLD or each.lost or each.count >= each.limit]
         gauges = CollectorRegistry()
         gauges.register(Gauges(state))
         return generate_latest(self.collected()) + generate_latest(gauges)
@@ -193,15 +207,30 @@ class Metrics(Journal):
         registry.register(Merged(self._slot.values()))
         return registry
 
-    def refusals(self) -> dict[str, int]:
-        """Claims that this server has refused, by counter. Reads files: not for the event loop."""
-        return {
-            sample.labels["counter"]: int(sample.value)
-            for metric in self.collected().collect()
-            if metric.name == "pythonricing_claims"
-            for sample in metric.samples
-            if sample.name == "pythonricing_claims_total" and sample.labels["outcome"] == "refused"
-        }
+    def seconds(self) -> list[Second]:
+        """What this server has admitted and refused in each second. Reads files: not for the event loop."""
+        return self._history.seconds() if self._slot is None else history.read(self._slot.histories())
+
+    def claims(self) -> dict[str, dict[str, int]]:
+        """This server's claims by counter and outcome. Reads files: not for the event loop."""
+        if self._slot is None:
+            metrics = self._claims.collect()
+        else:
+            metrics = Merged(self._slot.values("counter")).collect()
+        counted: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for metric in metrics:
+            for sample in metric.samples:
+                if sample.name == "pythonricing_claims_total":
+                    counted[sample.labels["counter"]][sample.labels["outcome"]] = int(sample.value)
+        return counted
+
+    def _keep_history(self) -> History:
+        if self._slot is not None:
+            try:
+                return History(self._slot.history())
+            except OSError as error:
+                logger.warning("the last five minutes of this worker are its own: {}", error)
+        return History(None)
 
 
 class Merged:

@@ -1,4 +1,4 @@
-"""Where the workers of one server meet: a folder with a slot for each, for prometheus-client's multiprocess files.
+"""Where the workers of one server meet: a folder with a slot for each, for what they have counted.
 
 Workers die and others take their place, so files named by process would pile up. A slot is held by a lock that ends
 with its process, however that ends; the next worker takes over the slot and counts on in its files.
@@ -26,6 +26,7 @@ PREFIX = "pythonricing-workers-"
 
 _VALUES = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+\.db")
 _LOCK = re.compile(r"([0-9]+|alive)\.lock")
+_HISTORY = re.compile(r"history_[0-9]+")
 
 
 class Slot:
@@ -70,9 +71,17 @@ class Slot:
                 found.append(int(path.stem))
         return found
 
-    def values(self) -> list[str]:
-        """The files in which prometheus-client keeps what all slots have counted."""
-        return [str(path) for path in _named(self.folder, _VALUES)]
+    def values(self, kind: str = "") -> list[str]:
+        """The files in which prometheus-client keeps what all slots have counted, or those of one kind of metric."""
+        return [str(path) for path in _named(self.folder, _VALUES) if path.name.startswith(kind)]
+
+    def history(self) -> Path:
+        """The file for the history of this slot's workers."""
+        return self.folder / f"history_{self.number}"
+
+    def histories(self) -> list[Path]:
+        """Those of all slots."""
+        return _named(self.folder, _HISTORY)
 
 
 _hosted: Slot | None = None
@@ -166,7 +175,7 @@ def _remove(folder: Path) -> None:
         if not _private(folder) or (lock := _lock(folder / "alive.lock", fcntl.LOCK_EX)) is None:
             return
         try:
-            for path in [*_named(folder, _VALUES), *_named(folder, _LOCK)]:
+            for path in [each for names in (_VALUES, _HISTORY, _LOCK) for each in _named(folder, names)]:
                 path.unlink()
             folder.rmdir()
         finally:

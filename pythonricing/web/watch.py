@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import re
@@ -83,8 +82,8 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
     async def _events(self) -> AsyncIterator[bytes]:
-        event = self._feed.next
         yield RETRY
-        while told := await asyncio.shield(event):  # it is everybody's: whoever leaves must not cancel it
-            event = self._feed.next
+        number = 0
+        while told := await self._feed.after(number):
+            number = self._feed.number
             yield b"data: " + told + b"\n\n"
