@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pythonricing.counting.model import StoreError
-from pythonricing.telemetry.history import Second
+from pythonricing.telemetry.history import Second  # noqa: TC001 (msgspec reads it)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,9 +56,9 @@ class Event(msgspec.Struct):
     which is the first one, all there are, up to the first MAX_READ by name (then there is `more`). While the store is
     `away`, what was told before is the newest that is known.
 
-    `seconds` is what this server admitted and refused in the last seconds, all its workers together; in a whole event in
-    the last five minutes. `node` and `store` name the server's machine and its store, and `server` tells this run of
-    it from others, because `admitted` and `refused` are what this one has counted.
+    `seconds` is what this server admitted and refused in each of the last seconds, all its workers together; in a whole
+    event, of the last five minutes. `node` and `store` name the server's machine and its store, and `server` tells this
+    run of it from others, because `admitted` and `refused` are what this one has counted.
     """
 
     time: int
@@ -146,7 +146,7 @@ class Feed:
                 self._task.cancel()
 
     async def after(self, number: int) -> bytes:
-        """What has changed since the event of this number, as JSON; all there is if that isn't known; empty at the end."""
+        """The next event after this number, as JSON: a whole one if others were missed. Empty: there is none."""
         if self.number == number and not self.closed:
             await asyncio.shield(self._told)  # it is everybody's: whoever leaves must not cancel it
         if self.closed:

@@ -6,11 +6,11 @@ import os
 import struct
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 #: Seconds that are kept.
 SPAN = 300

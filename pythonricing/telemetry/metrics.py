@@ -191,7 +191,8 @@ class Metrics(Journal):
         `state` holds the store's counters; None: it doesn't answer.
         """
         if state is not None:
-            state = [each for index, each in enumerate(state) if index < MAX_TOLD or each.lost or each.count >= each.limit]
+            others = [each for each in state[MAX_TOLD:] if each.lost or each.count >= each.limit]
+            state = state[:MAX_TOLD] + others
         gauges = CollectorRegistry()
         gauges.register(Gauges(state))
         return generate_latest(self.collected()) + generate_latest(gauges)
@@ -213,12 +214,9 @@ class Metrics(Journal):
 
     def claims(self) -> dict[str, dict[str, int]]:
         """This server's claims by counter and outcome. Reads files: not for the event loop."""
-        if self._slot is None:
-            metrics = self._claims.collect()
-        else:
-            metrics = Merged(self._slot.values("counter")).collect()
+        kept = self._claims if self._slot is None else Merged(self._slot.values("counter"))
         counted: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        for metric in metrics:
+        for metric in kept.collect():
             for sample in metric.samples:
                 if sample.name == "pythonricing_claims_total":
                     counted[sample.labels["counter"]][sample.labels["outcome"]] = int(sample.value)
