@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import platform
 import re
 import signal
 import socket
@@ -37,12 +39,21 @@ class Stream:
         self._lines = self._client.makefile("rb")
         self.head = b"".join(iter(self._lines.readline, b"\r\n")).decode().lower()
         assert self.head.startswith("http/1.1 200"), self.head
+        #: Every counter as it was told last, and the seconds.
+        self.counters: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[int, list[int]] = {}
 
     def event(self) -> dict[str, Any] | None:
         """The next event; None at the end of the stream."""
         for line in self._lines:
             if line.startswith(b"data: "):
                 event: dict[str, Any] = json.loads(line[6:])
+                if event["whole"]:
+                    self.counters = {}
+                for name in event["gone"]:
+                    del self.counters[name]
+                self.counters |= {counter["name"]: counter for counter in event["counters"]}
+                self.seconds |= {second: claims for second, *claims in event["seconds"]}
                 return event
         return None
 
@@ -53,6 +64,15 @@ class Stream:
             if condition(event):
                 return event
         raise AssertionError(f"not in 60 events; the last: {event}")
+
+    def until_shown(self, condition: Callable[[dict[str, Any]], bool], name: str = "default") -> dict[str, Any]:
+        """Wait until a counter is as the condition wants it."""
+        self.until(lambda event: name in self.counters and condition(self.counters[name]))
+        return self.counters[name]
+
+    def claims(self) -> list[int]:
+        """How many claims were admitted and refused in the seconds that were told."""
+        return [sum(second[index] for second in self.seconds.values()) for index in (0, 1)]
 
     def close(self) -> None:
         self._lines.close()
@@ -69,10 +89,6 @@ def watching(running: Service, streams: int = 1) -> Iterator[list[Stream]]:
         yield opened
 
 
-def shown(event: dict[str, Any], name: str = "default") -> dict[str, Any]:
-    return next((counter for counter in event["counters"] or () if counter["name"] == name), {})
-
-
 @pytest.mark.parametrize("server", ["granian", "uvicorn"])
 def test_any_worker_streams_the_counters_as_they_move(
     server: str, empty_valkey: RedisServer, service: Callable[..., Service]
@@ -82,15 +98,51 @@ def test_any_worker_streams_the_counters_as_they_move(
         for stream in streams:
             assert "content-type: text/event-stream" in stream.head
             assert "cache-control: no-store" in stream.head
-            assert shown(stream.until(lambda event: bool(shown(event))))["count"] == 0
+            assert stream.until_shown(lambda counter: True)["count"] == 0
         asyncio.run(hammer(running.port, 10, [1] * 50, "/"))
         for stream in streams:
-            event = stream.until(lambda event: shown(event)["count"] == 20 and event["refused"] == 30)
-            counter = shown(event)
+            counter = stream.until_shown(lambda counter: counter["count"] == 20 and counter["refused"] == 30)
             del counter["epoch"]
-            assert counter == {"name": "default", "count": 20, "limit": 20, "lost": False, "refused": 30}
+            expected = {"name": "default", "count": 20, "limit": 20, "lost": False, "admitted": 20, "refused": 30}
+            assert counter == expected
         servers = {told["server"] for stream in streams if (told := stream.event())}
         assert len(servers) == 1
+
+
+@pytest.mark.parametrize("server", ["granian", "uvicorn"])
+def test_the_last_five_minutes_are_there_at_once_from_any_worker_also_of_those_that_died(
+    server: str, empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    running = service(empty_valkey.url, command=server, workers=4, limit=20, wait_for="/readyz")
+    asyncio.run(hammer(running.port, 10, [1] * 50, "/"))
+    with watching(running) as [stream]:
+        stream.until(lambda event: stream.claims() == [20, 30])
+    victim = running.worker_pids()[-1]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: victim not in running.worker_pids() and len(running.worker_pids()) >= 4, "another worker")
+    wait_until(lambda: running.get("/readyz")[0] == 200, "the service to be ready")
+    with watching(running, streams=8) as streams:
+        for stream in streams:
+            first = stream.event()
+            assert first is not None
+            assert first["whole"]
+            assert stream.claims() == [20, 30]
+
+
+def test_an_event_tells_what_has_changed_and_names_server_and_store(
+    empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    running = service(empty_valkey.url, workers=1, admin_token="t", wait_for="/readyz")
+    for name in ("a", "b"):
+        assert running.get(f"/counters/{name}", "PUT", b'{"limit": 5}', **ADMIN)[0] == 201
+    with watching(running) as [stream]:
+        first = stream.until(lambda event: stream.counters.keys() >= {"a", "b"})
+        assert (first["node"], first["store"]) == (platform.node(), empty_valkey.url)
+        assert running.get("/counters/a", "POST")[0] == 200
+        changed = stream.until(lambda event: stream.counters["a"]["count"] == 1)
+        assert {counter["name"] for counter in changed["counters"]} == {"a"}
+        assert running.get("/counters/b", "DELETE", **ADMIN)[0] == 204
+        assert stream.until(lambda event: bool(event["gone"]))["gone"] == ["b"]
 
 
 def test_watching_counts_nothing_and_reads_once_a_second_however_many_watch(
@@ -117,7 +169,7 @@ def test_watching_counts_nothing_and_reads_once_a_second_however_many_watch(
         assert began is not None
         assert ended is not None
         assert after - before <= (ended["time"] - began["time"]) / 1000 / TICK_SECONDS + 2
-        assert shown(ended)["count"] == 0
+        assert streams[0].counters["default"]["count"] == 0
     quiet = reads()
     wait_until(lambda: reads() == reads() and reads() <= quiet + 2, "nobody to read any more")
 
@@ -162,11 +214,13 @@ def test_a_store_that_is_away_is_said_and_the_stream_goes_on(
     store = redis_server()
     running = service(store.url, workers=1, wait_for="/readyz")
     with watching(running) as [stream]:
-        stream.until(lambda event: bool(shown(event)))
+        stream.until_shown(lambda counter: True)
         store.kill()
-        stream.until(lambda event: event["counters"] is None)
+        stream.until(lambda event: event["away"])
+        with watching(running) as [later]:
+            assert later.until_shown(lambda counter: True)["count"] == 0  # the newest that is known
         store.start()
-        stream.until(lambda event: bool(shown(event)))
+        stream.until(lambda event: not event["away"])
 
 
 def test_the_page_is_one_file_with_a_strict_policy(empty_valkey: RedisServer, service: Callable[..., Service]) -> None:
