@@ -180,7 +180,7 @@ class Screen:
         if len(urgent) > height - 2:
             yield from self._names(urgent, width, height)
             return
-        shown = counters[: max(1, height - 1)]
+        shown = counters[: max(1, height - 2)]  # besides the header, and how many more there are
         rows = [self._cells(each) for each in shown]
         widths = [max((len(row[column]) for row in rows), default=0) for column in range(6)]
         titles = ("counter", "count", "limit", "admitted/s", "refused/s", "")

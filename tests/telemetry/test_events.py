@@ -112,7 +112,7 @@ def test_reading_many_counters_takes_a_bounded_share_of_the_time(monkeypatch: py
             reads.append(arguments)
             return await browse(*arguments)
 
-        counters.browse = counting  # type: ignore[method-assign]
+        counters.browse = counting  # type: ignore[method-assign, assignment]
         number = 0
         for _ in range(5):
             number, _ = await told(feed, number)

@@ -58,7 +58,7 @@ def test_what_is_older_than_five_minutes_is_forgotten(clock: Clock) -> None:
         kept.add(1, 0)
     told = kept.seconds()
     assert len(told) == SPAN
-    assert {claims for _, *claims in told for claims in [tuple(claims)]} == {(1, 0)}
+    assert {(admitted, refused) for _, admitted, refused in told} == {(1, 0)}
     assert told[-1][0] == int(clock.now) - 1
 
 

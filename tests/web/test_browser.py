@@ -329,7 +329,7 @@ window.hide = (now) => { hidden = now; document.dispatchEvent(new Event("visibil
 def test_seven_tabs_of_one_browser_work(browser: Any, running: Service, errors: list[str]) -> None:
     """A browser opens six connections to a server. Headless, no tab is hidden by itself: each is told that it is."""
     with browser.new_context() as context:
-        tabs = []
+        tabs: list[Any] = []
         for _ in range(7):
             tab = context.new_page()
             tab.add_init_script(HIDE)
