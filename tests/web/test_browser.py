@@ -167,6 +167,7 @@ def test_it_connects_again_by_itself_and_says_both(
     threaded(running.stop)
     page.wait_for_selector("#state.bad")
     assert page.inner_text("#state") == "no connection, trying again …"
+    check_accessibility(page)
     threaded(lambda: service(valkey.url, workers=2, port=running.port))
     eventually(page, lambda: page.inner_text("#state") == "live")
     assert page.query_selector("body.stale") is None
