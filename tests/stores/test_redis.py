@@ -240,3 +240,36 @@ def test_a_refusal_is_remembered_for_a_minute_and_an_admission_for_a_day(
     admitted, refused = (server.run("TTL", f"pythonricing:{{seats}}:key:{key}") for key in ("in", "out"))
     assert 60 < admitted <= 86_400
     assert 0 < refused <= 60
+
+
+def test_a_state_of_a_newer_version_closes_its_counter_and_says_so(
+    empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    running = service(empty_valkey.url, "/readyz", workers=1, limit=10, halt_cache=0, admin_token="t")
+    admin: dict[str, Any] = {"authorization": "Bearer t"}
+    assert running.get("/")[0] == 200
+    counter = "pythonricing:{default}"
+    assert empty_valkey.run("HGET", counter, "version") == "2"
+    empty_valkey.run("HSET", counter, "version", 3, "revision", 7)  # as a newer worker would change it
+    asked = [("/", "POST"), ("/counters/default", "GET"), ("/readyz", "GET"), ("/counters/default", "DELETE")]
+    for path, method in asked:
+        status, problem = running.get(path, method, **admin)
+        assert (status, problem["title"]) == (503, "Store unavailable")
+        assert "has version 3, newer than this pythonricing knows (2); upgrade it" in problem["detail"]
+    assert running.get("/counters/default", "PUT", b'{"limit": 50}', **admin)[0] == 503
+    assert empty_valkey.run("HMGET", counter, "count", "limit", "version") == ["1", "10", "3"]
+    empty_valkey.run("HSET", counter, "version", 2)
+    assert running.get("/")[1] == {"request_count": 2, "limit": 10}
+    running.stop()
+    assert any("upgrade it" in record["message"] for record in running.log() if record["level"]["name"] == "ERROR")
+
+
+def test_a_state_without_a_version_is_read_and_gets_one(empty_valkey: RedisServer) -> None:
+    async def scenario() -> None:
+        empty_valkey.run("HSET", "pythonricing:{seats}", "count", 4, "limit", 9, "epoch", 1, "origin", "operator")
+        async with opened(empty_valkey.url) as store:
+            assert (await store.claim(batch("seats", 1, 1))).before == 4
+            assert (await store.put("seats", word(), 10))[0].count == 5
+
+    asyncio.run(scenario())
+    assert empty_valkey.run("HGET", "pythonricing:{seats}", "version") == "2"

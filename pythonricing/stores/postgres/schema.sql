@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS pythonricing.counter (
   deleted_until timestamptz            -- of a tombstone: when it is forgotten, never as long as it is lost too
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 
--- As versions 1 and 2 have left it. Their workers find their procedures gone, and are told to upgrade.
+-- Step 3, from versions 1 and 2. Their workers find their procedures gone, and are told to upgrade: docs/upgrades.md says
+-- what a later step owes to running workers.
 DO $$
 DECLARE
   old regprocedure;

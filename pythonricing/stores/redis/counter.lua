@@ -12,6 +12,8 @@
 -- Numbers stay exact up to 2^53 ('%.0f': Lua's own conversion keeps 14 digits).
 -- No key is ever deleted and written again: while a cluster moves the slot, a key that is gone can't come back here.
 
+-- The state's version, a field of its own: 2 since there are revisions; without one it is 1, which this reads too.
+local VERSION = 2
 local ALL = 2 ^ 53 -- as a base: begun by somebody who meant to start over
 
 local function digits(number)
@@ -37,11 +39,18 @@ local save, start, reconcile, recover, missing
 local settled = script == 'claim' and stored[4] == ARGV[1] and stored[5] == ARGV[2] and count >= tonumber(ARGV[3])
   and not lost and not deleted
 if not settled then
+  -- A later version that other states follow from raises the revision with it, or begins an epoch: so it is noticed here.
+  local version = redis.call('HGET', KEYS[1], 'version')
+  if version and tonumber(version) > VERSION then
+    return 'NEWER ' .. version .. ' ' .. VERSION
+  end
+
   function save()
     saved = true
     redis.call('HSET', KEYS[1], 'count', digits(count), 'limit', digits(limit), 'most', digits(most),
       'epoch', digits(epoch), 'revision', digits(revision), 'base', digits(base))
     redis.call('HDEL', KEYS[1], 'origin')
+    redis.call('HSET', KEYS[1], 'version', VERSION)
     for field, value in pairs({ lost = lost and digits(count) or '', deleted = deleted and '1' or '' }) do
       if value == '' then
         redis.call('HDEL', KEYS[1], field)

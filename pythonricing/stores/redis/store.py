@@ -269,6 +269,11 @@ class RedisStore:
                 raise StoreRejected("a later batch of this worker was executed before this one")
             case b"LATE":
                 raise StoreUnavailable("the store was reached too late")
+            case b"NEWER":
+                raise StoreRejected(
+                    f"the state of counter {name} has version {int(words[1])}, newer than this pythonricing knows "
+                    f"({int(words[2])}); upgrade it"
+                )
         return words
 
     async def _again(

@@ -1,0 +1,111 @@
+"""Workers of an earlier version and of this one count in one store under load: exactly, or one closes and says so."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loadtests.rig.clients import History
+from loadtests.rig.judge import count_of, judge, workers
+from loadtests.rig.load import ADMIN, COUNTERS, TOKEN, Load, put_counters
+from loadtests.rig.service import ROOT, Service
+from loadtests.rig.victims import PostgresVictim
+from loadtests.rig.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from loadtests.rig.victims import Victim
+
+#: Version 0.1.0, and the last revision that knows states of version 2 and schemas of version 3 only.
+FIRST, LATEST = "07ed495", "571f283"
+#: More than any load here claims.
+MUCH = 10**9
+
+
+@pytest.fixture(params=[FIRST, LATEST])
+def revision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def before(revision: str, victim: Victim, tmp_path: Path) -> Iterator[Service]:
+    """The service as it was at that revision."""
+    found = subprocess.run(["git", "-C", ROOT, "archive", revision, "pythonricing"], capture_output=True, check=False)
+    if found.returncode:
+        pytest.skip(f"no history here: {found.stderr.decode()}")
+    code = tmp_path / "before"
+    code.mkdir()
+    subprocess.run(["tar", "-x", "-C", code], input=found.stdout, check=True)
+    running = Service(tmp_path, victim.url, admin_token=TOKEN, store_timeout=8, halt_cache=0)
+    running.environment["PYTHONPATH"] = str(code)
+    [log_config] = code.rglob("granian-log.json")
+    running.command[-1:-1] = ["--working-dir", str(code), "--log-config", str(log_config)]
+    yield running.start("/readyz")
+    assert str(code) in running.output.read_text()  # it was that code
+    running.stop()
+
+
+def admitted(load: Load) -> int:
+    return load.history.statuses().get(200, 0)
+
+
+def test_workers_of_both_versions_count_exactly_in_one_store(
+    before: Service, revision: str, victim: Victim, service: Callable[..., Service]
+) -> None:
+    # What its schema leaves of the first one's procedures is nothing: those workers are closed.
+    closes = revision == FIRST and isinstance(victim, PostgresVictim)
+    put_counters(before, MUCH)
+    old = Load(before, clients=8, keys=True, pace=0.01)
+    old.wait_for(300)
+    after = service(victim.url, "/readyz", store_timeout=20, halt_cache=0)
+    new = Load(after, clients=8, keys=True, pace=0.01)
+    new.wait_for(300)
+    if not closes:
+        so_far = admitted(old)
+        wait_until(lambda: admitted(old) > so_far + 300, "the old workers to go on beside the new ones")
+    # The new ones' operator has the last word on how many there are.
+    limit = max(count_of(after, name) for name in COUNTERS) + 1000
+    put_counters(after, limit)
+    wait_until(lambda: all(count_of(after, name) >= limit for name in COUNTERS), "every number to be taken")
+    history = History([*new.stop().calls, *old.stop().calls])
+    judge(history, after, before, limit=limit, statuses={200, 429, 503})
+    assert all(count_of(after, name) == limit for name in COUNTERS)
+    assert workers(before)
+    assert workers(after)
+    if closes:
+        status, problem = before.get("/readyz")
+        assert status == 503
+        assert "newer than this pythonricing knows" in problem["detail"]
+    else:
+        assert 503 not in history.statuses(), history.summary()
+        assert sum(history.admitted().values()) == limit * len(COUNTERS)
+
+
+def test_what_operators_say_to_one_version_the_other_obeys_or_closes(
+    before: Service, revision: str, victim: Victim, service: Callable[..., Service]
+) -> None:
+    if revision == FIRST and isinstance(victim, PostgresVictim):
+        pytest.skip("its workers are closed, as the other test sees")
+    put_counters(before, 100)
+    after = service(victim.url, "/readyz", store_timeout=20, halt_cache=0)
+    for name in COUNTERS:
+        assert [each.get(f"/counters/{name}?n=10", "POST")[0] for each in (before, after)] == [200, 200]
+    put_counters(after, 21)
+    assert [before.get(f"/counters/{name}", "POST")[0] for name in COUNTERS] == [200] * 3
+    assert [after.get(f"/counters/{name}", "POST")[0] for name in COUNTERS] == [429] * 3
+    put_counters(before, 22)
+    wait_until(lambda: after.get("/counters/default", "POST")[0] == 200, "the raised limit to be obeyed")
+    assert before.get("/counters/default", "POST")[0] == 429
+    # A counter that begins anew, by whichever version, is either the same one to both or closed to both.
+    for one, other in ((after, before), (before, after)):
+        for act, words in (("DELETE", b""), ("PUT", b'{"limit": 5}')):
+            one.get("/counters/seats", act, words, **ADMIN)
+        answers = [each.get("/counters/seats", "POST") for each in (other, one, other)]
+        numbers = [body["request_count"] for status, body in answers if status == 200]
+        assert {status for status, _ in answers} <= {200, 503}
+        assert len(set(numbers)) == len(numbers), answers
+        put_counters(after, 5, ["seats"])
