@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '%-11s %s\n' "$$name" "$$text"; done
 
-run: .venv/serve  ## serve on 127.0.0.1:8080 with an embedded Valkey
-	@$(BIN)/pythonricing serve
+run: .venv/serve  ## serve on 127.0.0.1:8080 with an embedded Valkey; ARGS='--port 8081'
+	@$(BIN)/pythonricing serve $(ARGS)
 
 # They wait for servers more than they compute, hence four at once.
 test: lint  ## lint, types and every test that needs neither root nor containers; ARGS=--cov for the coverage

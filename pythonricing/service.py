@@ -14,6 +14,7 @@ from pythonricing.telemetry import logs
 from pythonricing.telemetry.claim_log import ClaimLog
 from pythonricing.telemetry.events import Feed, Snapshot
 from pythonricing.telemetry.metrics import Metrics
+from pythonricing.telemetry.summary import Summary
 from pythonricing.web.application import Application
 from pythonricing.web.parts import Parts
 from pythonricing.web.routes import operations
@@ -28,8 +29,12 @@ if TYPE_CHECKING:
 
 def create_app(settings: Settings) -> Application:
     """The service on the store that the settings name. Raises StoreURLError."""
-    writer = logs.configure(settings.log_level)
-    claim_log = ClaimLog(writer, requests=settings.request_log == "on" and logs.shows_info(settings.log_level))
+    writer = logs.configure(settings)
+    claim_log = ClaimLog(
+        writer,
+        requests=settings.request_log == "on" and logs.shows_info(settings.log_level),
+        summed=logs.is_text(settings),
+    )
     store = create_store(settings.store, settings.store_timeout, settings.store_replicas, settings.on_loss)
     metrics = Metrics(store, writer)
     counters = Counters(
@@ -39,6 +44,7 @@ def create_app(settings: Settings) -> Application:
         timeout=settings.store_timeout,
         halt_cache=settings.halt_cache,
     )
+    summary = Summary(counters, metrics) if logs.is_text(settings) and settings.request_log == "on" else None
     snapshot = Snapshot(counters)
     feed = Feed(snapshot, metrics, without_password(settings.store))
     parts = Parts(counters, store, metrics, snapshot, feed, settings.admin_token, settings.origins)
@@ -48,8 +54,12 @@ def create_app(settings: Settings) -> Application:
         on_terminate(parts.stop)
         await counters.open()
         metrics.open()
+        if summary is not None:
+            summary.open()
         yield
         parts.stop()
+        if summary is not None:
+            await summary.close()
         await counters.close()
         metrics.close()
         claim_log.close()

@@ -14,14 +14,17 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,13 +56,38 @@ class EmbeddedError(Exception):
 
 
 def state_folder() -> Path:
-    """Where the embedded store keeps its data, as the XDG base directory specification has it."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "pythonricing"
+    """Where the embedded store keeps its data, as the XDG base directory specification has it: a relative path is none.
+
+    Raises EmbeddedError.
+    """
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    try:
+        return (given if given.is_absolute() else Path.home().absolute() / ".local" / "state") / "pythonricing"
+    except RuntimeError:
+        raise EmbeddedError("there is no home for the embedded store's state: set HOME or XDG_STATE_HOME") from None
 
 
-def embedded_url() -> str:
-    """Where the embedded store answers while it runs."""
-    return f"unix://{state_folder() / 'valkey.sock'}"
+def admin_token() -> tuple[str, Path]:
+    """The admin token of whoever serves on the embedded store, and its file, which is made if there is none.
+
+    Raises EmbeddedError.
+    """
+    folder = state_folder()
+    path = folder / "admin-token"
+    try:
+        if not path.exists():
+            # Under another name first: it is there with its token in it, or not at all.
+            with tempfile.NamedTemporaryFile("w", dir=folder, prefix="admin-token-") as made:  # mode 600
+                made.write(secrets.token_urlsafe(24) + "\n")
+                made.flush()
+                with suppress(FileExistsError):
+                    os.link(made.name, path)
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EmbeddedError(f"the admin token can't be kept in {path}: {error}") from None
+    if not re.fullmatch("[!-~]+", token):
+        raise EmbeddedError(f"there is no token in {path}: remove the file, or write one into it")
+    return token, path
 
 
 @contextmanager
@@ -81,7 +109,7 @@ def embedded_valkey(on_failure: Callable[[], None] = lambda: None) -> Iterator[s
     keeper = Keeper(folder, path, _binary(), on_failure)
     try:
         keeper.open()
-        yield embedded_url()
+        yield f"unix://{path}"
     finally:
         keeper.close()
     if keeper.error is not None:
@@ -150,7 +178,7 @@ class Keeper:
             failures = 0 if answered else failures + 1
             if failures >= (ATTEMPTS if self._up else 1):
                 raise EmbeddedError(f"the embedded store does not start{self._reason()}")
-            logger.error("the embedded store died (status {})", process.returncode)
+            logger.error("the embedded store died (status {}){}", process.returncode, self._reason())
             pause = FIRST_PAUSE if time.monotonic() - started > LIVED else min(2 * pause, LONGEST_PAUSE)
             self._closing.wait(pause)
 

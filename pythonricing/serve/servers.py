@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pythonricing.serve.address import Address
+
 APP = "pythonricing.app:app"
 LOG_CONFIG = Path(__file__).with_name("granian-log.json")
 
@@ -82,15 +84,15 @@ def allow_connections() -> None:
         )
 
 
-def granian(host: str, port: int, workers: int) -> None:
+def granian(address: Address, workers: int) -> None:
     """Run Granian, as its own command line does, until SIGTERM or SIGINT."""
     from granian.cli import cli
 
-    arguments = command("granian", APP, host=host, port=port, workers=workers, log_config=LOG_CONFIG)
-    cli.main(arguments, standalone_mode=False)
+    arguments = command("granian", APP, host=address.host, port=address.port, workers=workers, log_config=LOG_CONFIG)
+    cli.main([*arguments, *(["--uds", address.uds] if address.uds else [])], standalone_mode=False)
 
 
-def uvicorn(host: str, port: int, workers: int) -> None:
+def uvicorn(address: Address, workers: int) -> None:
     """Run uvicorn until SIGTERM or SIGINT. Raises ImportError if it isn't installed.
 
     Its own command line would serve from this process where there is one worker, and end it with the signal.
@@ -102,6 +104,7 @@ def uvicorn(host: str, port: int, workers: int) -> None:
 
     options: dict[str, object] = {name.replace("-", "_"): value for name, value in UVICORN.items()}
     options["http"] = Protocol
-    config = Config(APP, host=host, port=port, workers=workers, log_config=None, log_level="info", **options)  # type: ignore[arg-type]
+    options |= {"host": address.host, "port": address.port, "uds": address.uds}
+    config = Config(APP, workers=workers, log_config=None, log_level="info", **options)  # type: ignore[arg-type]
     allow_connections()
     Multiprocess(config, sockets=[config.bind_socket()]).run()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import cache
 from typing import TYPE_CHECKING
 
 # What the application imports is loaded here, for the workers to share: they start at once, and the moment in which a
 # new worker would miss a SIGTERM (Granian forks first and sets its handlers later) is short.
 import uvloop  # noqa: F401
+from loguru import logger
 
 from pythonricing import service  # noqa: F401
 from pythonricing.serve import servers
-from pythonricing.settings import Settings, SettingsError
+from pythonricing.settings import Settings, SettingsError, unknown
 from pythonricing.telemetry import logs, workers
 
 if TYPE_CHECKING:
@@ -28,13 +30,21 @@ def server_handler() -> logging.Handler:
     """
     os.register_at_fork(after_in_child=_end_on_signals)
     try:
-        logs.configure(Settings.from_environ(os.environ).log_level)
+        prepare()
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    return logs.InterceptHandler()
+
+
+@cache
+def prepare() -> None:
+    """Make this process ready to start workers; once, whoever asks first. Raises SettingsError."""
+    logs.configure(Settings.from_environ(os.environ))
+    for line in unknown(os.environ):
+        logger.warning("{}", line)
     workers.host()
     servers.allow_connections()
-    return logs.InterceptHandler()
 
 
 def _end_on_signals() -> None:

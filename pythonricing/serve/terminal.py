@@ -60,10 +60,13 @@ def watch(url: str) -> None:
         for event in told:
             screen.take(event)
             print(screen.line(), flush=True)
-    with Live(screen, console=console, auto_refresh=False) as live:
-        for event in told:
-            screen.take(event)
-            live.refresh()
+    try:
+        with Live(screen, console=console, auto_refresh=False) as live:
+            for event in told:
+                screen.take(event)
+                live.refresh()
+    finally:
+        console.show_cursor()  # a signal may come while the first screen is drawn, which Live doesn't expect
 
 
 def service(url: str) -> str:

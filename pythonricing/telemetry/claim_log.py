@@ -50,11 +50,16 @@ class Throttle:
 
 
 class ClaimLog(Journal):
-    """The journal of claims as log lines; `requests`: one for each admitted claim, which needs a writer."""
+    """The journal of claims as log lines.
 
-    def __init__(self, writer: Writer | None, *, requests: bool) -> None:
+    `requests`: one for each admitted claim, which needs a writer. `summed`: none for any answer, because a summary
+    tells of all workers'.
+    """
+
+    def __init__(self, writer: Writer | None, *, requests: bool, summed: bool = False) -> None:
         self._writer = writer
-        self._requests = requests
+        self._requests = requests and not summed
+        self._summed = summed
         self._admitted: list[tuple[float, str, int, Sequence[tuple[int, int]]]] = []
         self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -76,13 +81,15 @@ class ClaimLog(Journal):
             elif self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._write)
         if refused:
-            self._refused.add(refused)
+            self.refused(name, refused)
 
     def refused(self, name: str, claims: int) -> None:
-        self._refused.add(claims)
+        if not self._summed:
+            self._refused.add(claims)
 
     def unavailable(self, name: str, claims: int) -> None:
-        self._unavailable.add(claims)
+        if not self._summed:
+            self._unavailable.add(claims)
 
     def orphaned(self, name: str, limit: int, admitted: Sequence[tuple[int, int]]) -> None:
         for number, size in admitted:

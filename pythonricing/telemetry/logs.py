@@ -1,4 +1,4 @@
-"""What this process logs goes to stdout as JSON, whether it says it with Loguru or with the standard library."""
+"""What this process logs goes to stdout, whether it says it with Loguru or with the standard library."""
 
 from __future__ import annotations
 
@@ -15,19 +15,34 @@ from pythonricing.telemetry import lines
 from pythonricing.telemetry.writer import Writer
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from loguru import Message
+
+    from pythonricing.settings import Settings
+
+#: A line of text, as Loguru writes it in colour, without its place.
+TEXT = "<green>{time:HH:mm:ss.SSS}</green> <level>{level: <8}</level> <level>{message}</level>"
 
 _writer: Writer | None = None
 
 
-def configure(level: str) -> Writer:
-    """Send everything that this process logs, with Loguru or the standard library, to stdout as JSON. Idempotent."""
+def configure(settings: Settings) -> Writer:
+    """Send everything that this process logs, with Loguru or the standard library, to stdout. Idempotent.
+
+    As JSON, or as text where the settings or a terminal ask for it.
+    """
     global _writer
     if _writer is None:
         _writer = Writer(sys.stdout.fileno())
         atexit.register(close)
         logger.remove()
-        logger.add(_sink, format="{message}", level=level, backtrace=False, diagnose=False)
+        options: dict[str, Any] = {"level": settings.log_level, "backtrace": False, "diagnose": False}
+        if is_text(settings):
+            colorize = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+            logger.add(_text_sink, format=TEXT, colorize=colorize, **options)
+        else:
+            logger.add(_sink, format="{message}", **options)
     logging.root.handlers = [InterceptHandler()]
     logging.root.setLevel(logging.INFO)
     for name in ("_granian", "granian.access", "uvicorn", "uvicorn.error", "uvicorn.access"):
@@ -36,6 +51,11 @@ def configure(level: str) -> Writer:
             server_logger.handlers.clear()
             server_logger.propagate = True
     return _writer
+
+
+def is_text(settings: Settings) -> bool:
+    """Whether lines are text for a person, and no JSON."""
+    return settings.log_format == "text" or (settings.log_format == "auto" and sys.stdout.isatty())
 
 
 def shows_info(level: str) -> bool:
@@ -61,6 +81,11 @@ os.register_at_fork(after_in_child=_forget_writer)
 def _sink(message: Message) -> None:
     if _writer is not None:
         _writer.write([lines.encode(message.record)])
+
+
+def _text_sink(message: Message) -> None:
+    if _writer is not None:
+        _writer.write([message.encode()])
 
 
 class InterceptHandler(logging.Handler):

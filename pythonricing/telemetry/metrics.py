@@ -230,6 +230,11 @@ class Metrics(Journal):
                 logger.warning("the last five minutes of this worker are its own: {}", error)
         return History(None)
 
+    @property
+    def first(self) -> bool:
+        """Whether this worker is the one of its server that speaks for all."""
+        return self._slot is None or self._slot.number == 0
+
 
 class Merged:
     """The values of these files as a collector: prometheus-client's own would read every *.db in the folder."""

@@ -83,7 +83,7 @@ def test_a_named_counter_is_read_and_reset(empty_valkey: RedisServer, service: C
     assert run("status", "nobody", home=home, store=empty_valkey.url) == (
         2,
         "",
-        "pythonricing: there is no such counter\n",
+        "pythonricing: there is no counter nobody\n",
     )
 
 

@@ -76,7 +76,12 @@ except KeyError:
     logger.bind(a='y' * 9000).exception('z' * 9000)
 print_ = len
 """
-    script = f"from pythonricing.telemetry import logs\nwriter = logs.configure('INFO')\n{code}"
+    script = f"""
+from pythonricing.settings import Settings
+from pythonricing.telemetry import logs
+writer = logs.configure(Settings())
+{code}
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60)
     [line] = done.stdout.splitlines(keepends=True)
     assert len(line) <= ATOMIC_WRITE

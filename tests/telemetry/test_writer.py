@@ -24,8 +24,9 @@ def test_lines_of_several_processes_never_interleave(tmp_path: Path) -> None:
     script = """
 import sys
 from loguru import logger
+from pythonricing.settings import Settings
 from pythonricing.telemetry import logs
-logs.configure('INFO')
+logs.configure(Settings())
 for number in range(2000):
     logger.info('{} {}', sys.argv[1] * (number % 700), number)
 """
@@ -87,10 +88,11 @@ def test_a_write_that_fails_is_tried_again_and_what_was_dropped_is_said(tmp_path
     script = """
 import pathlib, resource, sys, time
 from loguru import logger
+from pythonricing.settings import Settings
 from pythonricing.telemetry import logs
 
 output = pathlib.Path(sys.argv[1])
-writer = logs.configure('INFO')
+writer = logs.configure(Settings())
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_500, hard))
 for number in range(2500):

@@ -99,6 +99,9 @@ def read(url: str, where: str | None = None) -> Options:
     """Read `redis://`, `rediss://` and `unix://`. Raises StoreURLError, which calls the store `where`."""
     where = where or without_password(url)
     scheme = url.partition("://")[0]
+    db = urlsplit(url).path.strip("/")
+    if scheme != "unix" and db and not db.isdecimal():  # redis-py would take database 0
+        raise StoreURLError(f"{where}: after the host only the number of a database may follow")
     try:
         words: dict[str, Any] = dict(parse_url(url))
         words.pop("connection_class", None)
