@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from loguru import logger
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -215,6 +216,29 @@ def test_closed_counters_say_so() -> None:
                 await act("default")
 
     asyncio.run(main())
+
+
+def test_a_claim_that_is_cancelled_is_logged_and_found_again_by_its_key(
+    redis_server: Callable[..., RedisServer],
+) -> None:
+    told: list[dict[str, Any]] = []
+    sink = logger.add(lambda message: told.append(message.record["extra"]))
+
+    async def main() -> None:
+        store = redis_server()
+        async with pythonricing.open_counters(store.url, store_timeout=60) as counters:
+            await counters.configure("seats", 10)
+            store.pause()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await counters.claim("seats", key="k")
+            store.resume()
+            assert (await counters.claim("seats")).request_count == 2
+            assert (await counters.claim("seats", key="k")).request_count == 1
+
+    asyncio.run(main())
+    logger.remove(sink)
+    assert {"counter": "seats", "orphaned": 1, "n": 1} in told
 
 
 async def ask(app: Any, requests: int, path: str = "/", **headers: str) -> list[httpx.Response]:

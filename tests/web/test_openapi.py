@@ -81,6 +81,13 @@ def test_the_document_is_openapi_3_1() -> None:
             assert of.get("type") != "integer" or of["format"] == "int64"
 
 
+def test_the_document_without_the_page_and_without_claims_by_get_is_openapi_too() -> None:
+    document = openapi.document(routes.operations(watch=False, get_claims=False))
+    assert not list(OpenAPIV31SpecValidator(document).iter_errors())
+    assert document["paths"]["/"]["get"]["operationId"] == "readDefault"
+    assert not [path for path in document["paths"] if "watch" in path]
+
+
 def test_a_problem_with_the_document_would_be_found() -> None:
     document = openapi.document(routes.OPERATIONS)
     document["paths"]["/"]["get"]["responses"] = {"200": {"content": {}}}
