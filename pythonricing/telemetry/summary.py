@@ -32,7 +32,7 @@ class Summary:
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Say the last of it."""
+        """Say the last of it, as far as the other workers have told it."""
         if self._task is not None:
             self._task.cancel()
             await self._say()
