@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from tests.simulation import crowd
+from tests.simulation.mutants import MUTANTS
 from tests.simulation.report import explain, trace
 from tests.simulation.scene import simulate
 
@@ -91,17 +92,23 @@ def search(tally: Tally, first: int, jobs: int) -> bool:
     for seed in sorted(tally.objections)[:3]:
         print(*explain(seed), sep="\n")
     if tally.objections:
-        print(f"seeds with objections: {sorted(tally.objections)}")
+        print("for FAILED_ONCE in tests/simulation/seeds.py:")
+    for seed, (_, text) in sorted(tally.objections.items()):
+        print(f"    {seed},  # {text}"[:120])
     return not tally.objections
 
 
 def notice(jobs: int) -> bool:
     """After how many histories each mutant is noticed."""
-    missed = 0
-    for name, histories, rule in crowd.run_mutants(jobs):
-        print(f"{name:45} {'not noticed' if histories is None else f'{histories:,}':>12}  {rule}", flush=True)
-        missed += histories is None
-    return not missed
+    noticed = 0
+    try:
+        for name, histories, rule in crowd.run_mutants(jobs):
+            print(f"{name:45} {'not noticed' if histories is None else f'{histories:,}':>12}  {rule}", flush=True)
+            noticed += histories is not None
+    except KeyboardInterrupt:
+        pass
+    print(f"{noticed} of {len(MUTANTS)} mutants noticed")
+    return noticed == len(MUTANTS)
 
 
 def main(arguments: list[str]) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, islice
+from multiprocessing import active_children
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simulation.mutants import MUTANTS, mutated
@@ -77,22 +80,31 @@ def quiet_collector() -> Iterator[None]:
 def run(first: int, jobs: int) -> Iterator[Outcome]:
     """Run seeds from `first` on, for as long as outcomes are asked for."""
     portions = (range(start, start + PORTION) for start in count(first, PORTION))
-    with ProcessPoolExecutor(jobs) as pool:
+    with crew(jobs) as pool:
         running = {pool.submit(run_portion, portion) for portion in islice(portions, jobs * 2)}
-        try:
-            while True:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    running.add(pool.submit(run_portion, next(portions)))
-                    yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while True:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                running.add(pool.submit(run_portion, next(portions)))
+                yield future.result()
 
 
 def run_mutants(jobs: int) -> Iterator[tuple[str, int | None, str]]:
     """After how many histories each mutant is noticed, and by which rule; None for one that isn't."""
-    with ProcessPoolExecutor(jobs) as pool:
+    with crew(jobs) as pool:
         running = {pool.submit(find, name, range(PATIENCE)): name for name in MUTANTS}
         for future in as_completed(running):
             found = future.result()
             yield running[future], None if found is None else found[0] + 1, "" if found is None else found[1]
+
+
+@contextmanager
+def crew(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once when nobody wants their results any more, and leave Ctrl-C to this one."""
+    with ProcessPoolExecutor(jobs, initializer=partial(signal.signal, signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()

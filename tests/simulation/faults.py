@@ -108,6 +108,11 @@ class Chaos:
 
         return heal
 
+    def _held_words(self, fault: Fault) -> Callable[[], None]:
+        network = self._scene.network
+        network.hold_words(True)
+        return lambda: network.hold_words(False)
+
     # Workers
 
     def _worker(self, fault: Fault) -> Any:

@@ -62,6 +62,8 @@ class Network:
         #: Which machine answers at an address.
         self.addresses: dict[str, Machine] = {}
         self._links: dict[tuple[str, str], Link] = {}
+        self._holding = 0  # how many ask for words to be held back
+        self._holds: list[Connection] = []
         #: Kept, so that nothing is collected (and cleans up) while the world runs.
         self.connections: list[Connection] = []
 
@@ -70,6 +72,20 @@ class Network:
 
     def links(self) -> list[Link]:
         return list(self._links.values())
+
+    def hold_words(self, held: bool) -> None:
+        """Hold back each operator's word, with its connection, until nobody asks for it any more."""
+        self._holding += 1 if held else -1
+        if not self._holding:
+            holds, self._holds = self._holds, []
+            for connection in holds:
+                connection.stall("up", False)
+
+    def written(self, connection: Connection, tag: Any) -> None:
+        """What `tag` names has been written to a connection."""
+        if self._holding and getattr(tag, "kind", None) in ("put", "delete"):
+            connection.stall("up", True)
+            self._holds.append(connection)
 
     def drop(self, process: Process) -> None:
         """A process has ended, and its connections with it."""
@@ -148,7 +164,9 @@ class Connection(asyncio.Transport):
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         if self.client_open:
-            self._up.append((bytes(data), TAG.get(None)))
+            tag = TAG.get(None)
+            self._up.append((bytes(data), tag))
+            self._network.written(self, tag)
             self._travel("up")
 
     def writelines(self, chunks: Any) -> None:

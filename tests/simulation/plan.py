@@ -29,6 +29,8 @@ KINDS = {
     "clock": 0.1,  # the store's clock is stepped
     "outage": 0.05,  # the store is gone for more than an hour
 }
+#: How likely it is that the network holds back what operators say, for a while and up to three times in a history.
+HELD_WORDS = 0.15
 #: Seconds of an outage, longer than a batch is sent again, or longer than its receipt lives.
 OUTAGES = ((650, 900), (3650, 4200))
 #: For how many seconds each lasts, at most.
@@ -43,6 +45,7 @@ LASTS = {
     "freeze": 4.0,
     "restore": 4.0,
     "full": 3.0,
+    "held words": 8.0,
 }
 
 
@@ -90,7 +93,7 @@ class Plan:
         self.words = {word: draw.random() ** 2 for word in ("raise", "lower", "deploy", "reset", "read")}
         self.repairs = draw.choice(("put", "reset", "nothing"))
         self.lag = draw.choice((0.01, 0.3, 2.0))
-        self.faults = self._draw_faults(draw)
+        self.faults = sorted([*self._draw_faults(draw), *self._draw_held_words(random.Random(f"words {seed}"))])
         self.replicated = any(fault.kind == "failover" for fault in self.faults)
 
     def _draw_faults(self, draw: random.Random) -> list[Fault]:
@@ -106,4 +109,13 @@ class Plan:
             else:
                 seconds = LASTS.get(kind, 0.0) * draw.random() ** 2
             faults.append(Fault(draw.random() * span, kind, seconds, (draw.random(), draw.random(), draw.random())))
-        return sorted(faults)
+        return faults
+
+    def _draw_held_words(self, draw: random.Random) -> list[Fault]:
+        if not self.operators or draw.random() >= HELD_WORDS:
+            return []
+        span = self.claims * self.think * 1.2 + 0.5
+        return [
+            Fault(draw.random() * span, "held words", LASTS["held words"] * draw.random(), (0.0, 0.0, 0.0))
+            for _ in range(draw.randint(1, 3))
+        ]
