@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import pytest
 
 from pythonricing import __version__
 from tests.docs_check import ROOT, blocks, pages, problems
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.seeds import NOTICED_AT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +66,30 @@ def test_a_promise_says_what_it_does_not_and_has_tests(title: str, body: str) ->
     assert re.search(r"^\*\*Doesn't say\*\*: \S", body, re.M)
     # That they exist, the check of the page has seen.
     assert re.findall(r"^- `tests/[\w/]+\.py::test_\w+`$", body, re.M)
-    assert re.search(r"^simulation: \S", body, re.M)
+    # What the simulation says of it: which rules hold it and which mutants break it; or why it can't.
+    rules, mutants = named("Rules", body), named("Mutants", body)
+    assert bool(rules) == bool(mutants) != bool(re.search(r"^Simulation: \S", body, re.M))
+
+
+def named(what: str, text: str) -> set[str]:
+    """The names in double quotes of the paragraphs that begin with a word."""
+    return {
+        re.sub(r"\s+", " ", name)
+        for found in re.findall(rf"^{what}: (.*?)(?=\n\n|\Z)", text, re.M | re.S)
+        for name in re.findall(r'"([^"]+)"', found)
+    }
+
+
+def test_promises_name_every_rule_and_every_mutant_of_the_simulation() -> None:
+    text = "".join(body for _, body in PROMISES)
+    assert named("Mutants", text) == set(MUTANTS) == set(NOTICED_AT)
+    calls = (
+        node
+        for module in (ROOT / "tests/simulation").glob("*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "object"
+    )
+    assert named("Rules", text) == {ast.literal_eval(call.args[0]) for call in calls}
 
 
 def test_the_readme_has_every_promise() -> None:

@@ -22,7 +22,8 @@ ALL = 2**53
 class State(msgspec.Struct):
     """A counter, or its tombstone, as a store keeps it.
 
-    `base` is the highest number of earlier epochs that this one takes account of. `most` is the largest claim, 0: no
+    `base` is the highest number of earlier epochs that this one takes account of; or, negative, the last epoch of which
+    it takes account of all, for one that began after a known deletion. `most` is the largest claim, 0: no
     bound. A tombstone (`deleted`) has the epoch and the revision of its deletion.
     """
 
@@ -63,7 +64,8 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
         return more, True
     if state.epoch > seen.epoch:
         # Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-        if seen.count <= state.base and not (seen.revision and not state.revision):
+        known = seen.epoch <= -state.base or seen.count <= max(state.base, 0)
+        if known and not (seen.revision and not state.revision):
             return state, False
         more = msgspec.structs.replace(state, count=max(state.count, seen.count))
         if not state.revision and not seen.deleted:

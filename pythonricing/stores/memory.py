@@ -140,15 +140,15 @@ class MemoryStore:
             by_settings = how == "configure" and state is None
             seen_revision = word.seen.revision if word.seen is not None else 0
             revision = 0 if by_settings else max(state.revision if state is not None else 0, seen_revision) + 1
-            knowing = how == "restart" or state is not None
+            restart = how == "restart"
             kept = 0 if state is None or state.deleted else state.most
-            state = self._start(name, word.seen, limit, kept if most is None else most, revision, knowing)
+            state = self._start(name, word.seen, limit, kept if most is None else most, revision, restart)
             raised = None
         else:
             new_most = state.most if most is None else most
             if state.lost or (limit, new_most) != (state.limit, state.most):
                 if state.lost:
-                    state.base, state.lost = max(state.base, state.count), False
+                    state.base, state.lost = state.base if state.base < 0 else max(state.base, state.count), False
                 state.limit, state.most, state.revision = limit, new_most, state.revision + 1
         return self._said(name, word, (_shown(name, state, raised), gone))
 
@@ -196,16 +196,17 @@ class MemoryStore:
         if state is None or state.deleted:
             if create is None:
                 raise _missing(name, state)
-            return self._start(
-                name, seen, create, 0, 0 if state is None else state.revision + 1, state is not None
-            ), None
+            return self._start(name, seen, create, 0, 0 if state is None else state.revision + 1), None
         return state, raised
 
-    def _start(self, name: str, seen: Seen | None, limit: int, most: int, revision: int, knowing: bool) -> State:
+    def _start(
+        self, name: str, seen: Seen | None, limit: int, most: int, revision: int, restart: bool = False
+    ) -> State:
         """Begin an epoch at 0."""
-        last = max(self._states[name].epoch if name in self._states else 0, seen.epoch if seen is not None else 0)
+        before = self._states[name].epoch if name in self._states else 0
+        last = max(before, seen.epoch if seen is not None else 0)
         epoch = max(time.time_ns() // 1000, last + 1)
-        state = self._states[name] = State(epoch, revision, 0, limit, most, ALL if knowing else 0)
+        state = self._states[name] = State(epoch, revision, 0, limit, most, ALL if restart else -before)
         return state
 
     def _remember(self, name: str, epoch: int, key: str, replay: Replay) -> None:

@@ -61,7 +61,7 @@ class Worker:
         store = RedisStore(f"redis://{ADDRESS}:6379/0", plan.timeout, 0, plan.on_loss, dial)  # type: ignore[arg-type]
         journal = Recorder(scene.history, scene.world, name, lambda counter: scene.observer.sent_at(name, counter))
         self.counters = Counters(
-            Watched(store, name, scene.observer),  # type: ignore[arg-type]
+            Watched(store, name, scene.observer),
             journal,
             limit=plan.setting,
             timeout=plan.timeout,

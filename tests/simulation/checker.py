@@ -6,7 +6,7 @@ explains whatever it can explain. What the store's data lost, and nobody who spo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tests.simulation.history import Grant, History, Operation
@@ -40,6 +40,15 @@ def judge(scene: Scene) -> None:
     _judge_books(scene)
 
 
+class Title(NamedTuple):
+    """Numbers `low` to `high` that somebody was told to own, and the grants that they can have come from."""
+
+    owner: str
+    low: int
+    high: int
+    grants: list[Grant]
+
+
 class Owners:
     """Who owns which of the numbers that the store gave."""
 
@@ -48,7 +57,7 @@ class Owners:
         self._grants: dict[str, list[Grant]] = {}
         for grant in history.grants:
             self._grants.setdefault(grant.name, []).append(grant)
-        self._owned: dict[Grant, list[tuple[int, int, str]]] = {}
+        self._owned: dict[Grant, list[Title]] = {}
         self._first_use: dict[tuple[str, str], float] = {}
         for op in history.operations:
             if op.key is not None:
@@ -60,23 +69,43 @@ class Owners:
         assert op.end is not None
         high, low = op.answer[1], op.answer[1] - op.size + 1
         began = op.start if op.key is None else self._first_use[op.name, op.key]
-        owner = f"{op.actor} at {op.start:.6f}" if op.key is None else f"key {op.key}"
-        taken: list[str] = []
-        for grant in self._grants.get(op.name, ()):
-            if not (grant.low <= low and high <= grant.high and began <= grant.time <= op.end):
-                continue
-            if op.key is None and grant.worker != op.worker:
+        grants = [
+            grant
+            for grant in self._grants.get(op.name, ())
+            if grant.low <= low
+            and high <= grant.high
+            and began <= grant.time <= op.end
+            and (op.key is not None or grant.worker == op.worker)
+        ]
+        title = Title(f"{op.actor} at {op.start:.6f}" if op.key is None else f"key {op.key}", low, high, grants)
+        if not grants:
+            self._history.object("numbers come from the store, for this claim", op.name, str(op))
+        elif not self._place(title, ()):
+            taken = self._others(title, grants[0])[0].owner
+            self._history.object("no number has two owners", op.name, f"{op}, owned by {taken}")
+
+    def _place(self, title: Title, barred: tuple[Grant, ...]) -> bool:
+        """Find a grant for numbers, if need be by finding another one for those who were thought to have its."""
+        for grant in title.grants:
+            if grant in barred:
                 continue
             owned = self._owned.setdefault(grant, [])
-            others = [other for first, last, other in owned if first <= high and low <= last and other != owner]
-            if not others:
-                owned.append((low, high, owner))
-                return
-            taken += others
-        if taken:
-            self._history.object("no number has two owners", op.name, f"{op}, owned by {taken[0]}")
-        else:
-            self._history.object("numbers come from the store, for this claim", op.name, str(op))
+            for other in self._others(title, grant):
+                owned.remove(other)
+                if not self._place(other, (*barred, grant)):
+                    owned.append(other)
+                    break
+            else:
+                owned.append(title)
+                return True
+        return False
+
+    def _others(self, title: Title, grant: Grant) -> list[Title]:
+        return [
+            other
+            for other in self._owned[grant]
+            if other.owner != title.owner and other.low <= title.high and title.low <= other.high
+        ]
 
 
 def _judge_refusal(scene: Scene, op: Operation) -> None:
@@ -183,11 +212,13 @@ def _judge_books(scene: Scene) -> None:
             if at >= grant.time:
                 covered.update(range(count - size + 1, count + 1))
         missing = [number for number in range(grant.low, grant.high + 1) if number not in covered]
-        if not missing or grant.worker in history.killed:
+        if not missing:
             continue
         if any(since <= grant.time for since in history.in_doubt.get(whose, ())):
             continue
         answered = min((at for at in observer.verdicts.get(whose, ()) if at >= grant.time), default=float("inf"))
+        if grant.worker in history.killed and answered == float("inf"):
+            continue
         if any(grant.sent <= at <= answered for at in observer.lost_at):
             continue
         history.object("the books balance", grant.name, f"nothing says what became of {missing[:20]} of {grant}")

@@ -66,7 +66,9 @@ MUTANTS = {
         store.CLAIM, "if not epoch or epoch < seen_epoch then", "if epoch and epoch < seen_epoch then"
     ),
     "another epoch believed": Mutant(
-        store.CLAIM, "if seen_count <= base and not (seen_revision > 0 and revision == 0) then", "if true then"
+        store.CLAIM,
+        "if (seen_epoch <= -base or seen_count <= math.max(base, 0)) and not (seen_revision > 0 and revision == 0) then",
+        "if true then",
     ),
     "a loss not marked": Mutant(store.CLAIM, "lost = not raise\n      save()", "lost = not raise"),
     "tombstone forgotten": Mutant(store.DELETE, "lost, deleted = false, true", "lost, deleted, base = false, true, 0"),
@@ -106,8 +108,8 @@ MUTANTS = {
     ),
     "reset keeps the count": Mutant(
         store.PUT,
-        "start(deleted or how == 'restart')",
-        "local before = count\n  start(deleted or how == 'restart')\n  count = before or 0",
+        "start(how == 'restart')",
+        "local before = count\n  start(how == 'restart')\n  count = before or 0",
     ),
     "word executed however late": Mutant(store.PUT, "return 'LATE'", "limit = limit"),
     "deletion executed however late": Mutant(store.DELETE, "return 'LATE'", "limit = limit"),
@@ -149,7 +151,11 @@ def mutated(name: str | None) -> Iterator[None]:
 
 
 def _script(script: store.Script, old: str, new: str, name: str) -> list[tuple[object, str, object]]:
-    undo = [(script, "source", script.source), (script, "digest", script.digest), (store, "SOURCES", store.SOURCES)]
+    undo: list[tuple[object, str, object]] = [
+        (script, "source", script.source),
+        (script, "digest", script.digest),
+        (store, "SOURCES", store.SOURCES),
+    ]
     source = _replaced(script.source.decode(), old, new, name).encode()
     script.source, script.digest = source, hashlib.sha1(source).hexdigest()
     store.SOURCES = {each.digest: each.source for each in (store.CLAIM, store.PUT, store.DELETE, store.CLOCK)}

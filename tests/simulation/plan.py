@@ -99,7 +99,7 @@ class Plan:
     def _draw_faults(self, draw: random.Random) -> list[Fault]:
         weights = {kind: draw.random() for kind, chance in KINDS.items() if draw.random() < chance}
         span = self.claims * self.think * 1.2 + 0.5
-        faults = []
+        faults: list[Fault] = []
         for _ in range(draw.choice((0, 2, 4, 8, 12)) if weights else 0):
             kind = draw.choices(list(weights), list(weights.values()))[0]
             if kind == "outage":

@@ -11,6 +11,9 @@ FAILED_ONCE: tuple[int, ...] = (
     1571,
     20183,
     21391,
+    1002000681,
+    1002001812,
+    1006001348,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.

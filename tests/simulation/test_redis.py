@@ -156,6 +156,7 @@ class Pair:
         contents = self.simulated.contents()
         assert sorted(names) == sorted(contents)
         for name, (value, expiry) in contents.items():
+            read: object
             match value:
                 case bytes():
                     stored, read = [b"GET", name], value
@@ -369,7 +370,7 @@ class Service:
         self.seen: list[tuple[bytes, bytes, bytes]] = []  # epoch, count and limit
 
     def run(self, script: Script, keys: list[bytes], *arguments: object) -> bytes:
-        words = [keys and b"%d" % len(keys), *keys, *(str(argument).encode() for argument in arguments)]
+        words = [b"%d" % len(keys), *keys, *(str(argument).encode() for argument in arguments)]
         name = b"pythonricing:counters"
         self.pair.execute(b"ZADD", name, b"0", keys[0])
         reply = self.pair.execute(b"EVALSHA", script.digest.encode(), *words)

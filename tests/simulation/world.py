@@ -52,7 +52,8 @@ class Process:
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine in this process."""
-        return self._world.create_task(coroutine, context=self._context.copy())
+        task: asyncio.Task[T] = self._world.create_task(coroutine, context=self._context.copy())
+        return task
 
     def pause(self) -> None:
         self.paused = True
@@ -112,12 +113,14 @@ class World(asyncio.AbstractEventLoop):
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
 
-    def create_task(self, coroutine: Any, *, name: str | None = None, context: Context | None = None) -> Any:  # type: ignore[override]
+    def create_task(self, coroutine: Any, *, name: str | None = None, context: Context | None = None) -> Any:
         task = asyncio.Task(coroutine, loop=self, name=name or "task", context=context)
         (PROCESS.get(self.outside) if context is None else context.get(PROCESS, self.outside)).tasks.append(task)
         return task
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         if context is None:
             context = copy_context()
         process = context.get(PROCESS, self.outside)
@@ -127,14 +130,16 @@ class World(asyncio.AbstractEventLoop):
             self.wake(process)
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_later(
-        self, delay: float, callback: Any, *args: Any, context: Context | None = None
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         if context is None:
             context = copy_context()
         timer = asyncio.TimerHandle(when, callback, args, self, context)

@@ -572,6 +572,20 @@ def test_a_deletion_that_an_older_copy_lacks_is_a_loss(opened: Opened) -> None:
     assert opened.claim(1).before == 0
 
 
+def test_a_deletion_takes_account_of_nothing_after_it(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    before = seen(opened)
+    opened.run(opened.store.delete(opened.name, word()))
+    # An older copy, which lacks that the counter came back: who puts it now knows of its deletion only.
+    put(opened, 10)
+    assert opened.claim(1, seen=before).before == 0
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(before.epoch + 1, before.revision + 2, 3, 10))
+    assert put(opened, 10)[0].count == 3
+    assert opened.claim(1, seen=before).before == 3
+
+
 def test_a_put_that_is_the_first_to_notice_a_loss_ends_none(opened: Opened) -> None:
     known = Seen(1_700_000_000_000_000, 1, 80, 100)
     with pytest.raises(StateLost):

@@ -25,7 +25,8 @@ CREATE TABLE IF NOT EXISTS pythonricing.counter (
   most bigint NOT NULL DEFAULT 0,      -- the largest claim, 0: no bound
   epoch bigint NOT NULL,               -- 0 only while a transaction makes the row
   revision bigint NOT NULL DEFAULT 0,
-  base bigint NOT NULL DEFAULT 0,      -- the highest number of earlier epochs that this one takes account of
+  base bigint NOT NULL DEFAULT 0,      -- the highest number of earlier epochs that this one takes account of;
+                                       -- negative: the last epoch of which it takes account of all
   lost boolean NOT NULL DEFAULT false, -- data turned out to be gone or too old; the count is the highest one known
   deleted_until timestamptz            -- of a tombstone: when it is forgotten, never as long as it is lost too
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
@@ -143,7 +144,7 @@ BEGIN
     RETURN NULL;
   ELSIF state.epoch > seen_epoch THEN
     -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-    IF seen_count <= state.base AND NOT (seen_revision > 0 AND state.revision = 0) THEN
+    IF (seen_epoch <= -state.base OR seen_count <= greatest(state.base, 0)) AND NOT (seen_revision > 0 AND state.revision = 0) THEN
       RETURN NULL;
     END IF;
     state.count := greatest(state.count, seen_count);
@@ -323,7 +324,7 @@ BEGIN
     END IF;
     IF counter.epoch > 0 THEN
       counter.revision := counter.revision + 1;
-      counter.base := 9007199254740992;
+      counter.base := -counter.epoch;
     END IF;
     counter.epoch := pythonricing.new_epoch(greatest(counter.epoch, seen_epoch));
     counter.count := 0;
@@ -492,14 +493,14 @@ BEGIN
       WHEN how = 'configure' AND counter.epoch = 0 THEN 0
       ELSE greatest(counter.revision, seen_revision) + 1
     END;
-    counter.base := CASE WHEN how = 'restart' OR counter.epoch > 0 THEN 9007199254740992 ELSE 0 END;
+    counter.base := CASE WHEN how = 'restart' THEN 9007199254740992 ELSE -counter.epoch END;
     counter.epoch := pythonricing.new_epoch(greatest(counter.epoch, seen_epoch));
     counter.count := 0;
     counter.deleted_until := NULL;
     raised := NULL;
   ELSIF counter.lost OR (new_limit, new_most) <> (counter."limit", counter.most) THEN
     counter.revision := counter.revision + 1;
-    counter.base := CASE WHEN counter.lost THEN greatest(counter.base, counter.count) ELSE counter.base END;
+    counter.base := CASE WHEN counter.lost AND counter.base >= 0 THEN greatest(counter.base, counter.count) ELSE counter.base END;
   END IF;
   counter.lost := false;
   counter."limit" := new_limit;

@@ -49,7 +49,7 @@ if not settled then
     if deleted then
       revision = revision + 1
     end
-    start(deleted)
+    start()
     limit, most = tonumber(ARGV[14]), 0
     save()
   end

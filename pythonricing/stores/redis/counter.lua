@@ -2,7 +2,8 @@
 -- has seen of it. A translation of counting/rules.py; docs/protocol.md says why.
 --
 -- KEYS[1]    the counter, a hash: count, limit, most (the largest claim, 0: no bound), epoch (microseconds), revision,
---            base (the highest number of earlier epochs that this one takes account of), and lost (the count that is
+--            base (the highest number of earlier epochs that this one takes account of; or,
+--            negative, the last epoch of which it takes account of all: that of a known deletion), and lost (the count that is
 --            known) once data turned out to be gone or too old; or its tombstone: deleted, epoch, revision
 --
 -- ARGV[1..6] what the worker has seen: epoch, revision, count, limit, most, deleted (1 or 0); or '' each
@@ -65,11 +66,12 @@ if not settled then
     end
   end
 
-  -- Begin an epoch at 0; knowing: by somebody who knew of all numbers before it.
-  function start(knowing)
+  -- Begin an epoch at 0; restarted: by somebody who meant to, whatever was before it.
+  function start(restarted)
+    base = restarted and ALL or 0 - (epoch or 0)
     local now = redis.call('TIME')
     epoch = math.max(tonumber(now[1]) * 1000000 + tonumber(now[2]), (epoch or 0) + 1, (tonumber(ARGV[1]) or 0) + 1)
-    count, base, lost, deleted, raised = 0, knowing and ALL or 0, false, false, false
+    count, lost, deleted, raised = 0, false, false, false
   end
 
   -- Add what the worker has seen beyond the state; returns whether there was any, which the store has lost then.
@@ -85,7 +87,7 @@ if not settled then
       limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
     elseif epoch > seen_epoch then
       -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-      if seen_count <= base and not (seen_revision > 0 and revision == 0) then
+      if (seen_epoch <= -base or seen_count <= math.max(base, 0)) and not (seen_revision > 0 and revision == 0) then
         return false
       end
       count = math.max(count, seen_count)

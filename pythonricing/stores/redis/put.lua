@@ -42,12 +42,12 @@ local missed = deleted or not count
 if missed or how == 'restart' then
   created = missed and 1 or 0
   revision = (how == 'configure' and not deleted) and 0 or math.max(revision, tonumber(ARGV[2]) or 0) + 1
-  start(deleted or how == 'restart')
+  start(how == 'restart')
   limit, most = new_limit, missed and (tonumber(ARGV[12]) or 0) or new_most
   save()
 elseif lost or new_limit ~= limit or new_most ~= most then
   if lost then
-    base = math.max(base, count)
+    base = base < 0 and base or math.max(base, count)
   end
   lost, limit, most, revision = false, new_limit, new_most, revision + 1
   save()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-import lupa.lua51  # type: ignore[import-untyped]
+import lupa.lua51
 
 from tests.simulation.redis.replies import NO_SCRIPT, OK, Reply, ReplyError, Status
 from tests.simulation.redis.table import Arguments, command, integer, number_text
