@@ -62,6 +62,12 @@ class Store(Protocol):
     async def browse(self, limit: int, after: str = "") -> list[Counter]:
         """The first `limit` counters by name whose names come after `after`, lost ones too; doesn't create any."""
 
+    async def inspect(self) -> dict[str, dict[str, str]]:
+        """What its servers say of themselves, by server and by their own names for it: for people, not for decisions.
+
+        `clock` is how many microseconds their clock is ahead of this machine's.
+        """
+
 
 def trouble(store: Store) -> str:
     """Why a store, or a part of it, can't be reached, as far as is known."""

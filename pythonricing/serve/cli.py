@@ -15,6 +15,7 @@ from loguru import logger
 from pythonricing.serve import servers
 from pythonricing.serve.address import Address, free
 from pythonricing.serve.commands import COMMANDS
+from pythonricing.serve.doctor import cpus, doctor
 from pythonricing.serve.embedded import admin_token
 from pythonricing.serve.failure import Failure
 from pythonricing.serve.opening import opening
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from click import Context, HelpFormatter
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands=COMMANDS)
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands={**COMMANDS, "doctor": doctor})
 @click.version_option(package_name="pythonricing")
 def main() -> None:
     """A counter service that admits exactly N requests."""
@@ -100,8 +101,3 @@ def watch(url: str) -> None:
 def schema() -> None:
     """Print the SQL that installs the PostgreSQL store's schema, for an administrator to run."""
     click.echo(resources.files("pythonricing.stores.postgres").joinpath("schema.sql").read_text(), nl=False)
-
-
-def cpus() -> int:
-    """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

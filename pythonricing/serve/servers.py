@@ -22,6 +22,8 @@ BACKLOG = 4096
 #: Connections of one worker, idle ones too: no queue length but a guard for its file descriptors, far above what load
 #: balancers keep open. Whoever opens more waits until one of them ends.
 CONNECTIONS = 8192
+#: File descriptors of one worker, which needs some for itself.
+DESCRIPTORS = CONNECTIONS + 1024
 #: Seconds for the head of a request, from its connection's start or the end of the request before: a connection that
 #: says nothing, or only half, is closed.
 HEAD_SECONDS = 5
@@ -76,12 +78,10 @@ def words(options: Mapping[str, str | int | bool]) -> list[str]:
 
 def allow_connections() -> None:
     """Raise this process's limit of file descriptors, and its workers', to what their connections need, if it may."""
-    needed = CONNECTIONS + 1024
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
-        )
+    if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
+        raised = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
 
 
 def granian(address: Address, workers: int) -> None:

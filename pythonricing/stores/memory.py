@@ -167,6 +167,9 @@ class MemoryStore:
         shown = sorted(name for name, state in states if name > after and (state.lost or not state.deleted))
         return [_shown(name, self._states[name]) for name in shown[:limit]]
 
+    async def inspect(self) -> dict[str, dict[str, str]]:
+        return {}
+
     def _said(self, name: str, word: Word, reply: T) -> T:
         """Remember the reply to an operator's word."""
         if len(self._words) == MAX_WORDS:

@@ -136,5 +136,5 @@ def test_python_m_pythonricing_is_the_command() -> None:
         words = [sys.executable, "-m", "pythonricing", option]
         done = subprocess.run(words, capture_output=True, text=True, check=True, env=dict(os.environ))
         assert done.stdout.startswith("Usage: pythonricing [OPTIONS] COMMAND")
-        for command in ("serve", "status", "list", "set", "reset", "delete", "watch", "schema"):
+        for command in ("serve", "status", "list", "set", "reset", "delete", "doctor", "watch", "schema"):
             assert f"\n  {command} " in done.stdout

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import random
+import time
 from functools import partial
 from importlib import resources
 from itertools import groupby
@@ -69,6 +70,12 @@ FROM (
   SELECT * FROM pythonricing.counter WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2
   ORDER BY name COLLATE "C" LIMIT $1::bigint
 ) AS first
+"""
+INSPECT = """
+SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync,
+  current_setting('synchronous_commit') AS synchronous_commit, current_setting('full_page_writes') AS full_page_writes,
+  (SELECT count(*) FROM pg_stat_replication)::text AS standbys,
+  (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum'))::text AS synchronous
 """
 SWEEP = "CALL pythonricing.sweep($1, $2, $3, NULL, NULL)"
 
@@ -229,6 +236,11 @@ class PostgresStore:
         row = await self._run(BROWSE, limit, after)
         columns = [row[column] for column in ("names", "counts", "limits", "epochs", "lost", "revisions", "mosts")]
         return [Counter(*each) for each in zip(*(column or () for column in columns), strict=True)]
+
+    async def inspect(self) -> dict[str, dict[str, str]]:
+        before = time.time()
+        clock = await self.clock("") - int((before + time.time()) / 2 * 1e6)
+        return {"postgresql": {**await self._run(INSPECT), "clock": str(clock)}}
 
     async def _claim(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from contextlib import suppress
 from functools import partial
 from importlib import resources
@@ -45,6 +46,8 @@ REDIRECTIONS = 5
 #: The names of the counters, a sorted set whose scores are all 0. It lies outside the counters' hash tags and so has
 #: no part in their scripts (each must stay on one slot of a cluster): whoever uses a counter adds its name.
 INDEX = "pythonricing:counters"
+#: Names among which there is one on every shard of a cluster, as good as certainly.
+INSPECTED = 256
 #: Seconds after which a name is added again, in case the store has lost the index.
 INDEX_SECONDS = 60.0
 
@@ -164,6 +167,21 @@ class RedisStore:
                 rules = (int(revision or 0), int(most or 0))
                 counters.append(Counter(name, int(count), int(stored), int(epoch), lost is not None, *rules))
         return counters
+
+    async def inspect(self) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for name in map(str, range(INSPECTED)):  # some are on each shard
+            server = self.server_of(name)
+            if server in found or (info := await self._ask(name, "INFO")) is None:
+                continue
+            found[server] = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+            for setting in ("appendonly", "appendfsync", "dir"):
+                with suppress(StoreError):  # managed services don't tell
+                    if reply := await self._ask(name, "CONFIG", "GET", setting):
+                        found[server][setting] = reply[-1].decode()
+            before = time.time()
+            found[server]["clock"] = str(await self.clock(name) - int((before + time.time()) / 2 * 1e6))
+        return found
 
     def _connected(self) -> None:
         self._indexed.clear()
