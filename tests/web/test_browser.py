@@ -337,6 +337,7 @@ def test_seven_tabs_of_one_browser_work(browser: Any, running: Service, errors: 
             tab.set_default_timeout(MILLISECONDS)
             for other in tabs[-1:]:
                 other.evaluate("hide(true)")
+                assert other.evaluate("source") is None
             tab.goto(f"{running.url}/watch")
             eventually(tab, lambda tab=tab: tab.inner_text("#state") == "live")  # type: ignore[misc]
             tabs.append(tab)
