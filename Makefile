@@ -56,6 +56,16 @@ docs-check: .venv/dev  ## hold README and docs to the links, commands, settings 
 # The package's metadata has its version from there.
 .venv/serve .venv/dev: pythonricing/__init__.py
 
+.PHONY: image sbom
+image:  ## build the image with its revision and date; needs podman
+	podman build --build-arg REVISION="$$(git describe --always --abbrev=40 --dirty --match=)" \
+		--build-arg CREATED="$$(date -u +%Y-%m-%dT%H:%M:%SZ)" --tag localhost/pythonricing $(ARGS) .
+
+sbom: .venv/dev  ## what is in the image, and under which licences; writes results/sbom.json (CycloneDX); needs podman
+	@mkdir -p results
+	@container="$$(podman create localhost/pythonricing)" && trap "podman rm $$container >/dev/null" EXIT \
+		&& podman export "$$container" | $(BIN)/python deploy/image/sbom.py results/sbom.json
+
 lock:  ## resolve the dependencies anew; needs uv
 	uv pip compile --upgrade --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
 		--all-extras pyproject.toml --output-file requirements/dev.lock

@@ -24,8 +24,8 @@ from tests.containers.podman import (
     SECRET,
     STORE_IMAGE,
     VOLUME,
-    build,
     configure,
+    make_image,
     podman,
     succeeds,
 )
@@ -57,7 +57,7 @@ def base_images(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def image(base_images: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The image, built."""
-    build(tmp_path_factory.mktemp("build"), IMAGE)
+    make_image(tmp_path_factory.mktemp("build"))
     return IMAGE
 
 

@@ -6,6 +6,7 @@ import configparser
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,13 @@ def configure(folder: Path) -> None:
 def build(folder: Path, tag: str, *arguments: str) -> None:
     """`podman build`, with this machine's certificate authorities and package index, if it has its own."""
     podman("build", *_network_settings(folder), "--tag", tag, *arguments, str(ROOT))
+
+
+def make_image(folder: Path) -> None:
+    """`make image`, likewise."""
+    arguments = shlex.join(_network_settings(folder))
+    done = subprocess.run(["make", "image", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _network_settings(folder: Path) -> list[str]:

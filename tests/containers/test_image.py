@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 import tarfile
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtests.rig.waiting import wait_until
-from tests.containers.podman import IMAGE, build, inspect, log, podman, succeeds
+from tests.containers.podman import IMAGE, ROOT, build, inspect, log, podman, succeeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +90,28 @@ def test_it_says_what_it_is(image: str) -> None:
     labels = inspect(image, "image")["Config"]["Labels"]
     for name in ("title", "description", "licenses", "version", "base.name"):
         assert labels[f"org.opencontainers.image.{name}"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert labels["org.opencontainers.image.revision"].removesuffix("-dirty") == head.stdout.strip()
+    created = datetime.fromisoformat(labels["org.opencontainers.image.created"])
+    assert timedelta(0) < datetime.now(UTC) - created < timedelta(days=1)
+
+
+def test_its_bill_of_materials_has_all_that_was_locked_and_what_it_stands_on(
+    image: str, files: list[tarfile.TarInfo], tmp_path: Path
+) -> None:
+    pytest.importorskip("cyclonedx")
+    container = podman("create", image)
+    commands = f"podman export {container} | {sys.executable} {ROOT}/deploy/image/sbom.py sbom.json"
+    listed = subprocess.run(commands, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    podman("rm", container)
+    found = json.loads((tmp_path / "sbom.json").read_text())
+    names = {each["name"]: each["version"] for each in found["components"]}
+    locked = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements" / "image.lock").read_text(), re.MULTILINE)
+    markers = {"colorama", "win32-setctime", "async-timeout", "exceptiongroup"}  # of other systems and Pythons
+    assert {name: version for name, version in locked if name not in markers}.items() <= names.items()
+    assert {"libc6", "libpython3.13-stdlib"} <= names.keys()
+    assert found["metadata"]["component"]["name"] == "pythonricing"
+    assert len(listed.splitlines()) == len(names) + 1
 
 
 def test_its_only_programs_are_the_interpreter_the_service_and_a_shell(files: list[tarfile.TarInfo]) -> None:
