@@ -43,6 +43,7 @@ def create_app(settings: Settings) -> Application:
         limit=settings.limit,
         timeout=settings.store_timeout,
         halt_cache=settings.halt_cache,
+        lease=settings.lease,
     )
     summary = Summary(counters, metrics) if logs.is_text(settings) and settings.request_log == "on" else None
     snapshot = Snapshot(counters)

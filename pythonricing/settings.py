@@ -51,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     store_replicas: Annotated[Annotated[int, Meta(ge=0, le=100)], Meta(description="a whole number from 0 to 100")] = 0
     on_loss: Annotated[OnLoss, Meta(description="halt or raise")] = "halt"
     halt_cache: Annotated[float, Meta(ge=0, le=60, description="a number of seconds from 0 to 60")] = 0.1
+    lease: Annotated[float, Meta(ge=0, le=10, description="a number of seconds from 0 to 10")] = 0.01
     get_claims: Annotated[Literal["on", "off"], Meta(description="on or off")] = "on"
     request_log: Annotated[Literal["on", "off"], Meta(description="on or off")] = "on"
     log_format: Annotated[Literal["auto", "json", "text"], Meta(description="auto, json or text")] = "auto"

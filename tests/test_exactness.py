@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("store", ["empty_valkey", "empty_postgres"])
-@pytest.mark.parametrize("server", ["granian", "uvicorn"])
+@pytest.mark.parametrize(("server", "lease"), [("granian", 0.01), ("uvicorn", 0.01), ("granian", 0), ("uvicorn", 0.1)])
 @pytest.mark.parametrize("sizes", [(1,), (1, 2, 3, 5, 8)], ids=["singles", "mixed"])
 def test_sixteen_workers_admit_exactly_the_limit(
-    server: str, sizes: tuple[int, ...], store: str, request: pytest.FixtureRequest, service: Callable[..., Service]
+    server: str,
+    lease: float,
+    sizes: tuple[int, ...],
+    store: str,
+    request: pytest.FixtureRequest,
+    service: Callable[..., Service],
 ) -> None:
     limit = 5_000
     url = request.getfixturevalue(store).url
-    running = service(url, command=server, workers=16, limit=limit, request_log="on", wait_for="/readyz")
+    running = service(url, "/readyz", command=server, workers=16, limit=limit, lease=lease, request_log="on")
     history = asyncio.run(hammer(running.port, 64, islice(cycle(sizes), 20_000)))
     assert set(history.statuses()) == {200, 429}
     assert history.owned() == list(range(1, limit + 1))

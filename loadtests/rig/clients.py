@@ -68,6 +68,8 @@ class Call:
         """The numbers that the claim owns."""
         if self.status != 200:
             return range(0)
+        if "numbers" in self.body:
+            return [number for first, last in self.body["numbers"] for number in range(first, last + 1)]
         last = self.body["request_count"]
         return range(last - self.n + 1, last + 1)
 

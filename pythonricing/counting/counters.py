@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from pythonricing.counting.lane import Lane, Worker
-from pythonricing.counting.model import DEFAULT, NoSuchCounter, Seen, StateLost, StoreError, StoreUnavailable, Word
+from pythonricing.counting.model import DEFAULT, NoSuchCounter, StateLost, StoreError, StoreUnavailable, Word
 from pythonricing.counting.store import trouble
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from pythonricing.counting.journal import Journal
-    from pythonricing.counting.model import Answer, Counter, How
+    from pythonricing.counting.model import Answer, Counter, How, Seen
     from pythonricing.counting.store import Store
 
 #: Claims that a worker holds while they wait for the store; those on one counter are at most half of them.
@@ -47,7 +48,8 @@ class Counters:
     """All counters of a worker.
 
     `limit` is the limit that the settings give `default`, if any; `timeout` the seconds a claim waits for the store;
-    `halt_cache` the seconds for which a halted counter is refused from memory.
+    `halt_cache` the seconds for which a halted counter is refused from memory; `lease` the seconds of its own demand
+    that it takes ahead, 0: nothing. `clock` tells monotonic seconds.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Counters:
         limit: int | None = None,
         timeout: float = 2.0,
         halt_cache: float = 0.1,
+        lease: float = 0.01,
         max_waiting: int = MAX_WAITING,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._journal = journal
         self._timeout = timeout
-        self._worker = Worker(store, journal, limit, timeout, halt_cache, max_waiting)
+        self._worker = Worker(store, journal, limit, timeout, halt_cache, max_waiting, lease, clock)
         self._worker.began = self._tick_soon
         self._lanes = self._worker.lanes
         self._timer: asyncio.TimerHandle | None = None
@@ -77,6 +81,7 @@ class Counters:
         self._worker.loop = self._loop = asyncio.get_running_loop()
         self._worker.id = uuid.uuid4().hex
         self._store.on_connect = self._on_connect
+        self._store.on_disconnect = self._on_disconnect
         await self._store.open()
         if self._worker.limit is None:
             self._worker.configured.set()
@@ -88,6 +93,9 @@ class Counters:
         for task in (self._configuring, self._telling):
             if task is not None:
                 task.cancel()
+        for lane in [*self._lanes.values()]:
+            lane.lease.stop()
+            lane.end_lease()
         tasks = [lane.task for lane in self._worker.busy if lane.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=self._timeout)
@@ -98,6 +106,7 @@ class Counters:
             task.cancel()
         for lane in self._lanes.values():
             lane.tell_refused()
+        self._worker.tell()
         for asked in self._asked:
             asked.cancel()
         if self._timer is not None:
@@ -252,9 +261,16 @@ class Counters:
         """Remember what was read of a counter."""
         lane = self._lanes.get(counter.name) or self._lane(counter.name)
         if counter.raised is not None:
-            self._journal.raised(counter.name, counter.raised, counter.count)
-        lane.see(Seen(counter.epoch, counter.revision, counter.count, counter.limit, counter.most))
+            self._journal.raised(counter.name, counter.raised, counter.issued)
+        lane.see(counter.seen)
         return lane
+
+    def _on_disconnect(self) -> None:
+        """A connection is gone: what was lent over it must not be given any more."""
+        self._worker.breaks += 1
+        for lane in [*self._lanes.values()]:
+            if lane.lease.left:
+                lane.end_lease()
 
     def _on_connect(self) -> None:
         """The store was connected, perhaps to a server that knows less: tell it what this worker has seen."""
@@ -276,7 +292,7 @@ class Counters:
 
     def _lane(self, name: str) -> Lane:
         if len(self._lanes) >= MAX_LANES:
-            idle = next((lane for lane in self._lanes.values() if lane.task is None and not lane.lost), None)
+            idle = next((lane for lane in self._lanes.values() if lane.idle), None)
             if idle is not None:
                 del self._lanes[idle.name]
         lane = self._lanes[name] = Lane(name, self._worker)

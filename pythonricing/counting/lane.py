@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
+from pythonricing.counting.lease import LEASE_SECONDS, Lease
 from pythonricing.counting.model import (
     DEFAULT,
     DEFAULT_LIMIT,
+    LEASE_RETURN_SECONDS,
     RECEIPT_SECONDS,
     TOMBSTONE_SECONDS,
     Answer,
@@ -36,10 +38,10 @@ from pythonricing.counting.model import (
 from pythonricing.counting.rules import decide, newer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from pythonricing.counting.journal import Journal
-    from pythonricing.counting.model import Verdict
+    from pythonricing.counting.model import Run, Verdict
     from pythonricing.counting.store import Store
 
 #: Claims in one batch; Redis executes nothing else meanwhile.
@@ -50,6 +52,11 @@ YIELDS = 4
 RESEND_SECONDS = RECEIPT_SECONDS / 6
 #: Seconds for which refusals from memory add up before the journal is told of them.
 REFUSED_SECONDS = 0.1
+#: Seconds for which admissions from leases add up before the journal is told of them: each timer wakes a worker that
+#: may have nothing else to do, and with 16 of them on two CPUs that costs as much as a claim.
+ADMITTED_SECONDS = 0.02
+#: Seconds after which a claim that leases may make room for is sent again.
+AGAIN_SECONDS = 0.02
 #: Seconds after which a worker no longer trusts what it knows of a counter; tombstones live longer.
 FORGET_SECONDS = TOMBSTONE_SECONDS / 7
 
@@ -63,13 +70,43 @@ class Claim(msgspec.Struct):
     deadline: float
     #: Returns once nobody waits for the answer any more; None when it has been asked.
     gone: Callable[[], Awaitable[None]] | None
+    #: Until when it waits for leases that may make room for it; 0 before it was found that one might.
+    until: float = 0.0
+
+
+class Numbers:
+    """What the admitted claims of a batch got, handed out one after the other."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = iter(runs)
+        self._next, self._last = 1, 0
+
+    def answer(self, size: int, limit: int) -> Answer:
+        """The answer to an admitted claim of this size."""
+        got: list[Run] = []
+        while size:
+            if self._next > self._last:
+                self._next, self._last = next(self._runs)
+            first = self._next
+            self._next = min(self._last + 1, first + size)
+            got.append((first, self._next - 1))
+            size -= self._next - first
+        return Answer(True, got[-1][1], limit, tuple(got) if len(got) > 1 else ())
 
 
 class Worker:
     """What the lanes of a worker share."""
 
     def __init__(
-        self, store: Store, journal: Journal, limit: int | None, timeout: float, halt_cache: float, max_waiting: int
+        self,
+        store: Store,
+        journal: Journal,
+        limit: int | None,
+        timeout: float,
+        halt_cache: float,
+        max_waiting: int,
+        lease: float,
+        clock: Callable[[], float],
     ) -> None:
         self.store = store
         self.journal = journal
@@ -77,6 +114,14 @@ class Worker:
         self.timeout = timeout
         self.halt_cache = halt_cache
         self.max_waiting = max_waiting
+        #: Seconds of its own demand that a lane takes ahead.
+        self.lease = lease
+        #: Monotonic, and read anew for each claim, unlike the loop's: it has to tell how long a worker was paused.
+        self.clock = clock
+        #: How often a connection to the store was lost.
+        self.breaks = 0
+        #: Lanes that have admissions to tell of.
+        self.telling: list[Lane] = []
         #: The one used longest ago first.
         self.lanes: OrderedDict[str, Lane] = OrderedDict()
         #: Those whose claims wait for the store.
@@ -91,6 +136,18 @@ class Worker:
         self.configured = asyncio.Event()
         self.began: Callable[[], None]
 
+    def tell_later(self, lane: Lane) -> None:
+        """Have the journal be told of a lane's admissions before long."""
+        if not self.telling:
+            self.loop.call_later(ADMITTED_SECONDS, self.tell)
+        self.telling.append(lane)
+
+    def tell(self) -> None:
+        """Tell the journal of the admissions from leases."""
+        telling, self.telling = self.telling, []
+        for lane in telling:
+            lane.tell_admitted()
+
     def create_with(self, name: str) -> int | None:
         """The limit with which a claim creates a counter; None: it doesn't."""
         if name != DEFAULT:
@@ -102,15 +159,21 @@ class Lane:
     """What a worker knows of one counter, and its claims."""
 
     __slots__ = (
+        "_again",
+        "_ending",
         "_expected",
+        "_given",
         "_halted",
         "_halted_until",
         "_in_flight",
         "_refused",
+        "_renewing",
+        "_returning",
         "_seen",
         "_seen_at",
         "_waiting",
         "_worker",
+        "lease",
         "lost",
         "name",
         "task",
@@ -131,10 +194,20 @@ class Lane:
         self._halted: asyncio.Future[Answer] | None = None  # the refusal
         self._halted_until = 0.0
         self._refused = 0  # from memory, and not told yet
+        self.lease = Lease(worker.lease, worker.clock)
+        self._given: list[tuple[int, int]] = []  # from the lease, and not told yet
+        self._renewing = False  # whether the store is to be asked for more
+        self._returning = False  # whether it is to be given something back
+        self._ending: asyncio.TimerHandle | None = None
+        self._again: list[Claim] = []  # that leases may make room for
 
     def claim(self, size: int, key: str | None, gone: Callable[[], Awaitable[None]] | None) -> asyncio.Future[Answer]:
         """See Counters.claim."""
         worker = self._worker
+        if key is None and self.lease.left and (number := self.lease.take(size)):
+            future: asyncio.Future[Answer] = worker.loop.create_future()
+            future.set_result(self._give(number, size))
+            return future
         now = worker.loop.time()
         if self._halted is not None and key is None:
             if now < self._halted_until:
@@ -149,14 +222,50 @@ class Lane:
         if len(self._waiting) >= worker.max_waiting - worker.pending:
             worker.journal.unavailable(self.name, 1)
             raise Overloaded("too many claims are waiting for the store")
-        future: asyncio.Future[Answer] = worker.loop.create_future()
+        future = worker.loop.create_future()
         self._waiting.append(Claim(size, key, future, now + worker.timeout, gone))
         worker.pending += 1
-        if self.task is None:
-            worker.busy[self] = None
-            self.task = worker.loop.create_task(self._drain())
-            worker.began()
+        self._start()
         return future
+
+    def _give(self, number: int, size: int) -> Answer:
+        """Answer a claim from the lease; ask for more before it is empty."""
+        if not self._given:
+            self._worker.tell_later(self)
+        self._given.append((number, size))
+        if self.lease.left <= self.lease.low and not self._renewing:
+            self._renewing = True
+            self._start()
+        return Answer(True, number, self.lease.limit)
+
+    def _start(self) -> None:
+        if self.task is None:
+            self._worker.busy[self] = None
+            self.task = self._worker.loop.create_task(self._drain())
+            self._worker.began()
+
+    def end_lease(self) -> None:
+        """Give back what was lent."""
+        self.lease.end()
+        self._return()
+
+    def _return(self) -> None:
+        if self.lease.back:
+            self._returning = True
+            self._start()
+
+    def _look_after_lease(self) -> None:
+        """Give back what has not been used in its time."""
+        self._ending = None
+        self.lease.expire()
+        self._return()
+        if self.lease.left and self.task is None:
+            self._ending = self._worker.loop.call_later(LEASE_SECONDS, self._look_after_lease)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost with it but what was seen."""
+        return self.task is None and not self.lost and not self.lease.left and not self.lease.back
 
     @property
     def in_flight(self) -> int:
@@ -177,6 +286,7 @@ class Lane:
     def see(self, seen: Seen) -> None:
         """Remember the newest state of the counter; an older one comes from a receipt."""
         self._seen = newer(self._seen, seen)
+        self.lease.see((self._seen.epoch, self._seen.revision))
         self._seen_at = self._worker.loop.time()
         if self.lost:
             self.lost = False
@@ -184,6 +294,7 @@ class Lane:
 
     def lose(self) -> None:
         """The store no longer has what was seen."""
+        self.lease.drop()
         if not self.lost:
             self.lost = True
             self._worker.journal.lost(self.name, self._seen)
@@ -192,6 +303,7 @@ class Lane:
         """There is no such counter: if it was deleted, remember that, or else forget the lane."""
         worker = self._worker
         self._halted = None
+        self.lease.drop()
         if error.seen is not None:
             self.see(error.seen)
         elif worker.lanes.get(self.name) is self and not self._waiting:
@@ -206,6 +318,12 @@ class Lane:
         if self._refused:
             refused, self._refused = self._refused, 0
             self._worker.journal.refused(self.name, refused)
+
+    def tell_admitted(self) -> None:
+        """Tell the journal of the admissions from the lease."""
+        given, self._given = self._given, []
+        self.lease.used(len(given), sum(size for _, size in given))
+        self._worker.journal.settled(self.name, self.lease.limit, given, 0)
 
     def expire(self, now: float) -> float | None:
         """Give up the claims that have waited too long. Returns when the next one will have, None if none waits."""
@@ -245,28 +363,55 @@ class Lane:
         """Send the claims, batch after batch, until none waits."""
         worker = self._worker
         try:
-            while self._waiting:
+            while self._waiting or self._renewing or self._returning:
                 if self.name == DEFAULT and not worker.configured.is_set():
                     await worker.configured.wait()
                 await worker.store.ready(self.name)
-                if len(self._waiting) < self._expected:
+                if 0 < len(self._waiting) < self._expected:
                     await self._gather()
                 self._board()
-                if not self._in_flight:
+                want = self.lease.want() if self._in_flight or self._renewing else 0
+                self._renewing = self._returning = False
+                if not (self._in_flight or want or self.lease.back):
                     continue
                 try:
-                    composition, verdict = await self._send()
+                    composition, verdict = await self._send(want)
                     self._expected = min(MAX_BATCH, (len(self._in_flight) + len(self._waiting)) * 3 // 4)
                     self._settle(composition, verdict)
                 except Exception as error:
                     self._fail(error)
                 worker.pending -= len(self._in_flight)
                 self._in_flight = []
+                if self._again:
+                    await self._wait_for_leases()
+                self._serve()
         finally:
             self.task = None
             worker.busy.pop(self, None)
             if self.name in worker.lanes:
                 worker.lanes.move_to_end(self.name)
+            if self._ending is None and (self.lease.left or self.lease.back):
+                self._ending = worker.loop.call_later(LEASE_SECONDS, self._look_after_lease)
+
+    def _serve(self) -> None:
+        """Answer the claims that came meanwhile from the lease, as far as it goes."""
+        while self._waiting and self.lease.left:
+            claim = self._waiting[0]
+            if not claim.future.done():
+                number = 0 if claim.key is not None else self.lease.take(claim.size)
+                if not number:
+                    return
+                claim.future.set_result(self._give(number, claim.size))
+            self._waiting.popleft()
+            self._worker.pending -= 1
+
+    async def _wait_for_leases(self) -> None:
+        """Let the claims that leases may make room for wait a moment; the lease of this worker is one of them."""
+        self.lease.end()
+        self._waiting.extendleft(reversed(self._again))
+        self._worker.pending += len(self._again)
+        self._again = []
+        await asyncio.sleep(random.uniform(AGAIN_SECONDS / 2, AGAIN_SECONDS))
 
     async def _gather(self) -> None:
         """Give way to the event loop and to the machine's other processes while that brings further claims.
@@ -292,8 +437,8 @@ class Lane:
             else:
                 self._in_flight.append(claim)
 
-    async def _send(self) -> tuple[list[Claim], Verdict]:
-        """Send the batch until the store says what became of it.
+    async def _send(self, want: int) -> tuple[list[Claim], Verdict]:
+        """Send the batch, and the wish for a lease, until the store says what became of it.
 
         Returns the claims that the verdict is about. Each time it is sent again, claims given up meanwhile stay
         behind: unless an earlier composition was executed already, nobody's numbers are spent on them.
@@ -302,6 +447,11 @@ class Lane:
         # Kept for the repeats: other counters' batches take further numbers while this one is on its way.
         worker.sequence = sequence = worker.sequence + 1
         compositions = [self._in_flight]
+        lease, breaks, asked = self.lease, worker.breaks, worker.clock()
+        lease.expire()
+        # The same in each repeat, whatever is used or ends meanwhile.
+        held, back = lease.held(), lease.back
+        lease.back = []
         give_up = worker.loop.time() + RESEND_SECONDS
         failures = 0
         while True:
@@ -314,15 +464,24 @@ class Lane:
                 [claim.size for claim in claims],
                 [claim.key for claim in claims] if any(claim.key is not None for claim in claims) else None,
                 self.known(),
-                worker.create_with(self.name),
+                worker.create_with(self.name) if claims else None,
+                want,
+                back,
+                held,
             )
             sent = worker.loop.time()
             try:
                 verdict = await worker.store.claim(batch)
                 worker.journal.answered(self.name, len(claims), worker.loop.time() - sent)
+                if verdict.lent:
+                    lease.add(verdict, asked + LEASE_SECONDS)
+                    if lease.stopped or worker.breaks != breaks:
+                        lease.end()
+                        self._returning = True
                 return compositions[verdict.attempt], verdict
             except StoreRejected:
                 if failures == 0:
+                    lease.back = back + lease.back
                     raise
                 # Nothing was executed now, but an earlier attempt may have been.
             except StoreUnavailable:
@@ -348,7 +507,7 @@ class Lane:
         """Answer the claims of a batch: the same greedy grant that the store made (see Verdict)."""
         worker = self._worker
         count, limit, most = verdict.before, verdict.limit, verdict.most
-        replays = iter(verdict.replays)
+        replays, numbers = iter(verdict.replays), Numbers(verdict.runs)
         admitted: list[tuple[int, int]] = []
         orphaned: list[tuple[int, int]] = []
         refused = 0
@@ -365,15 +524,21 @@ class Lane:
             if replay is None:
                 count = answer.request_count
                 if answer.admitted:
-                    (orphaned if given_up else admitted).append((count, size))
+                    answer = numbers.answer(size, limit)
+                    (orphaned if given_up else admitted).append((answer.request_count, size))
+                    if claim.key is None:
+                        self.lease.used(1, size)
                 elif not given_up:
+                    if count - verdict.out + size <= limit and self._may_wait(claim):
+                        self._again.append(claim)
+                        continue
                     refused += 1
             if not given_up:
                 future.set_result(answer)
-        self.see(Seen(verdict.epoch, verdict.revision, count, limit, most))
+        self.see(Seen(verdict.epoch, verdict.revision, verdict.issued, limit, most, moved=verdict.moved))
         if verdict.raised is not None:
             worker.journal.raised(self.name, verdict.raised, verdict.before)
-        if count >= limit and worker.halt_cache:
+        if count >= limit and worker.halt_cache and not verdict.out:
             self._halted = worker.loop.create_future()
             self._halted.set_result(Answer(False, count, limit))
             self._halted_until = worker.loop.time() + worker.halt_cache
@@ -382,6 +547,13 @@ class Lane:
         if orphaned:
             worker.journal.orphaned(self.name, limit, orphaned)
 
+    def _may_wait(self, claim: Claim) -> bool:
+        """Whether a claim waits for leases to come back: for a while, from the first time on."""
+        now = self._worker.clock()
+        if not claim.until:
+            claim.until = now + LEASE_RETURN_SECONDS
+        return now < claim.until
+
     def _fail(self, error: Exception) -> None:
         """Tell the claims of a batch why there is no verdict."""
         worker = self._worker
@@ -389,7 +561,8 @@ class Lane:
         if isinstance(error, NoSuchCounter):
             self.miss(error)
         else:
-            worker.journal.unavailable(self.name, len(unanswered))
+            if unanswered:
+                worker.journal.unavailable(self.name, len(unanswered))
             if isinstance(error, StateLost):
                 self.lose()
             elif not isinstance(error, StoreUnavailable):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: What a counter may be called: not `.` or `..`, because clients make `/counters/..` into `/`, which claims.
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")
@@ -19,6 +22,12 @@ RECEIPT_SECONDS = 3600
 KEY_SECONDS, REFUSED_KEY_SECONDS = 86_400, 60
 #: Seconds for which a store remembers that a counter was deleted, so that its absence is no loss of data.
 TOMBSTONE_SECONDS = 7 * 86_400
+
+
+#: Seconds after which a lease is no longer waited for: it was used up, or its worker is gone.
+LEASE_RETURN_SECONDS = 0.3
+#: The first and the last number of a run of numbers.
+Run = tuple[int, int]
 
 
 class StoreError(Exception):
@@ -50,11 +59,16 @@ class StateLost(StoreError):
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """What a claim got. Admitted: it owns the numbers `request_count - n + 1` to `request_count`."""
+    """What a claim got: the numbers `request_count - n + 1` to `request_count`, or those of `numbers`.
+
+    Where it is refused, `request_count` is how many are taken.
+    """
 
     admitted: bool
     request_count: int
     limit: int
+    #: The runs that it owns where only scattered numbers were left, or else none; `request_count` is the last of them.
+    numbers: tuple[Run, ...] = ()
 
 
 class Overloaded(StoreUnavailable):
@@ -86,21 +100,25 @@ class Server(msgspec.Struct, frozen=True):
 class Seen(msgspec.Struct, frozen=True):
     """The newest state of a counter that a worker knows of; `deleted`: that is its deletion.
 
-    Whatever changes a counter but a claim makes its `revision` greater. `most` is the largest claim, 0: no bound.
+    Whatever changes a counter but a claim makes its `revision` greater. `issued` is the highest number that ever left
+    it in this epoch. `moved` counts the numbers that ever became free or were given again. `most` is the largest claim,
+    0: no bound.
     """
 
     epoch: int
     revision: int
-    count: int
+    issued: int
     limit: int
     most: int = 0
     deleted: bool = False
+    moved: int = 0
 
 
 class Counter(msgspec.Struct, frozen=True):
     """A counter as the store has it. `epoch` is new whenever counting starts over: later epochs are greater.
 
-    `lost` is told by `browse` only: the store is known to have lost what the counter had counted.
+    `count` is how many numbers are taken: `issued` less those that are free. `lost` is told by `browse` only: the store
+    is known to have lost what the counter had counted.
     """
 
     name: str
@@ -111,8 +129,17 @@ class Counter(msgspec.Struct, frozen=True):
     revision: int = 0
     #: The largest claim, 0: no bound.
     most: int = 0
-    #: The count before this reading raised it to the highest that the worker had seen; None: it didn't.
+    #: The highest number before this reading raised it to what the worker had seen; None: it didn't.
     raised: int | None = None
+    issued: int = 0
+    moved: int = 0
+    #: How many of the numbers taken are out on leases that may come back: nobody has got them yet.
+    leased: int = 0
+
+    @property
+    def seen(self) -> Seen:
+        """It as what a worker has seen."""
+        return Seen(self.epoch, self.revision, self.issued, self.limit, self.most, moved=self.moved)
 
 
 #: What becomes of a counter that is put: its count is kept, or starts over; or it is no operator but the settings.
@@ -150,6 +177,12 @@ class Batch(msgspec.Struct):
     seen: Seen | None
     #: The limit with which a counter that isn't there is created; None: it isn't.
     create: int | None
+    #: How many numbers are asked for as a lease.
+    want: int = 0
+    #: Runs of the worker's lease that it gives back: nobody has got them.
+    back: Sequence[Run] = ()
+    #: What the worker still has of its lease, in whole runs or what was left of them.
+    held: Sequence[Run] = ()
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -159,6 +192,8 @@ class Replay(msgspec.Struct, frozen=True):
     count: int
     limit: int
     admitted: bool
+    #: As in Answer.
+    numbers: tuple[Run, ...] = ()
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -174,9 +209,18 @@ class Verdict(msgspec.Struct, frozen=True):
     limit: int
     #: The largest claim, 0: no bound.
     most: int
-    #: The count before the batch.
+    #: The numbers taken before the batch.
     before: int
+    #: Of the counter after the batch, see Seen.
+    issued: int
+    moved: int
+    #: Numbers out on leases that may come back; 0 unless a claim was not admitted, or none would be any more.
+    out: int
+    #: What the admitted claims got, one after the other.
+    runs: Sequence[Run]
+    #: What the worker is lent.
+    lent: Sequence[Run]
     #: One entry for each claim with an idempotency key, in order; None where the key was new.
-    replays: list[Replay | None]
-    #: The count before it was raised to `before`, the highest that the worker had seen; None: it wasn't.
+    replays: Sequence[Replay | None]
+    #: The highest number before it was raised to what the worker had seen; None: it wasn't.
     raised: int | None = None

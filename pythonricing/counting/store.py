@@ -15,6 +15,8 @@ class Store(Protocol):
 
     #: Called after each connection, the first one too: what it leads to may know less than the one before.
     on_connect: Callable[[], None]
+    #: Called when a connection is gone, before it is made again.
+    on_disconnect: Callable[[], None]
 
     def servers(self) -> Sequence[Server]:
         """The servers that hold counters, as far as they are known."""

@@ -45,11 +45,16 @@ class Link(Generic[C]):
     """
 
     def __init__(
-        self, where: str, connect: Callable[[], Awaitable[C]], on_connect: Callable[[], None] = lambda: None
+        self,
+        where: str,
+        connect: Callable[[], Awaitable[C]],
+        on_connect: Callable[[], None] = lambda: None,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._where = where
         self._connect = connect
         self._on_connect = on_connect
+        self._on_lost = on_lost
         self._made = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._connection: C | None = None
@@ -87,6 +92,7 @@ class Link(Generic[C]):
     def lost(self) -> None:
         """The connection is gone: make a new one, starting now. Called by the connection itself."""
         self._made.clear()
+        self._on_lost()
         if self._task is not None and self._task.done():
             self._task = asyncio.create_task(self._run())
 

@@ -22,12 +22,12 @@ from pythonricing.counting.model import (
     TooMany,
     Verdict,
 )
-from pythonricing.counting.rules import ALL, State, decide, reconcile
+from pythonricing.counting.rules import ALL, State, decide, joined, lend, out, reconcile, take, take_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import How, Server, Word
+    from pythonricing.counting.model import How, Run, Server, Word
     from pythonricing.settings import OnLoss
 
 
@@ -43,6 +43,7 @@ class MemoryStore:
     def __init__(self, on_loss: OnLoss = "halt") -> None:
         self._on_loss = on_loss
         self.on_connect: Callable[[], None] = lambda: None
+        self.on_disconnect: Callable[[], None] = lambda: None
         #: Counters, lost ones and tombstones too.
         self._states: dict[str, State] = {}
         self._receipts: dict[tuple[str, str], tuple[int, Verdict | StoreError]] = {}
@@ -70,7 +71,7 @@ class MemoryStore:
         return None
 
     async def clock(self, name: str) -> int:
-        return time.time_ns() // 1000
+        return self._now()
 
     async def claim(self, batch: Batch) -> Verdict:
         receipt = self._receipts.get((batch.name, batch.worker))
@@ -86,8 +87,12 @@ class MemoryStore:
             if batch.attempt:  # the first copy must not be executed when it arrives
                 self._receipts[batch.name, batch.worker] = (batch.sequence, error)
             raise
-        before = state.count
+        now = self._now()
+        runs: list[Run] = []
         replays: list[Replay | None] = []
+        take_back(state, batch.worker, batch.back, batch.held)
+        before = state.count
+        full = False
         for size, key in zip(batch.sizes, batch.keys or [None] * len(batch.sizes), strict=True):
             replay = None
             if key is not None:
@@ -97,19 +102,39 @@ class MemoryStore:
                 answer = decide(state.count, state.limit, size, state.most, replay)
             except (KeyReused, TooMany):
                 continue
-            if replay is None:
-                state.count = answer.request_count
-                if key is not None:
-                    self._remember(
-                        batch.name, state.epoch, key, Replay(size, state.count, state.limit, answer.admitted)
-                    )
-        verdict = Verdict(batch.attempt, state.epoch, state.revision, state.limit, state.most, before, replays, raised)
+            if replay is not None:
+                continue
+            got = take(state, size) if answer.admitted else []
+            runs += got
+            full = full or not answer.admitted
+            if key is not None and (got or state.count + size - out(state, now) > state.limit):
+                number = got[-1][1] if got else state.count
+                numbers = tuple(got) if len(got) > 1 else ()
+                replay = Replay(size, number, state.limit, answer.admitted, numbers)
+                self._remember(batch.name, state.epoch, key, replay)
+        waited = out(state, now) if full or state.count >= state.limit else 0
+        lent = lend(state, batch.worker, batch.want, now)
+        verdict = Verdict(
+            batch.attempt,
+            state.epoch,
+            state.revision,
+            state.limit,
+            state.most,
+            before,
+            state.issued,
+            state.moved,
+            waited,
+            joined(runs),
+            lent,
+            replays,
+            raised,
+        )
         self._receipts[batch.name, batch.worker] = (batch.sequence, verdict)
         return verdict
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
         state, raised = self._current(name, seen, create)
-        return _shown(name, state, raised)
+        return self._shown(name, state, raised)
 
     async def put(
         self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
@@ -119,7 +144,7 @@ class MemoryStore:
             if said is None:
                 raise StateLost(name)
             return cast("tuple[Counter, bool]", said)
-        await self._in_time(name, word)
+        self._in_time(name, word)
         state = self._states.get(name)
         raised = None
         if how != "restart":
@@ -148,14 +173,14 @@ class MemoryStore:
             new_most = state.most if most is None else most
             if state.lost or (limit, new_most) != (state.limit, state.most):
                 if state.lost:
-                    state.base, state.lost = state.base if state.base < 0 else max(state.base, state.count), False
+                    state.base, state.lost = state.base if state.base < 0 else max(state.base, state.issued), False
                 state.limit, state.most, state.revision = limit, new_most, state.revision + 1
-        return self._said(name, word, (_shown(name, state, raised), gone))
+        return self._said(name, word, (self._shown(name, state, raised), gone))
 
     async def delete(self, name: str, word: Word) -> Seen:
         if (name, word.id) in self._words:
             return cast("Seen", self._words[name, word.id])
-        await self._in_time(name, word)
+        self._in_time(name, word)
         state, _ = reconcile(self._states.get(name), word.seen)
         if state is None or (state.deleted and not state.lost):
             raise _missing(name, state)
@@ -165,7 +190,16 @@ class MemoryStore:
     async def browse(self, limit: int, after: str = "") -> list[Counter]:
         states = self._states.items()
         shown = sorted(name for name, state in states if name > after and (state.lost or not state.deleted))
-        return [_shown(name, self._states[name]) for name in shown[:limit]]
+        return [self._shown(name, self._states[name]) for name in shown[:limit]]
+
+    def _now(self) -> int:
+        return time.time_ns() // 1000
+
+    def _shown(self, name: str, state: State, raised: int | None = None) -> Counter:
+        stamps = (state.issued, state.moved, out(state, self._now()))
+        return Counter(
+            name, state.count, state.limit, state.epoch, state.lost, state.revision, state.most, raised, *stamps
+        )
 
     async def inspect(self) -> dict[str, dict[str, str]]:
         return {}
@@ -177,8 +211,8 @@ class MemoryStore:
         self._words[name, word.id] = reply
         return reply
 
-    async def _in_time(self, name: str, word: Word) -> None:
-        if await self.clock(name) > word.not_after:
+    def _in_time(self, name: str, word: Word) -> None:
+        if self._now() > word.not_after:
             raise StoreUnavailable("the word came too late")
 
     def _recover(self, name: str, seen: Seen | None) -> tuple[State | None, int | None]:
@@ -189,7 +223,7 @@ class MemoryStore:
             return state, None
         state.lost = self._on_loss == "halt"
         self._states[name] = state
-        return state, None if state.lost else before.count if before is not None else 0
+        return state, None if state.lost else before.issued if before is not None else 0
 
     def _current(self, name: str, seen: Seen | None, create: int | None) -> tuple[State, int | None]:
         """A counter to claim from or to read, and the count before a loss raised it."""
@@ -208,7 +242,7 @@ class MemoryStore:
         """Begin an epoch at 0."""
         before = self._states[name].epoch if name in self._states else 0
         last = max(before, seen.epoch if seen is not None else 0)
-        epoch = max(time.time_ns() // 1000, last + 1)
+        epoch = max(self._now(), last + 1)
         state = self._states[name] = State(epoch, revision, 0, limit, most, ALL if restart else -before)
         return state
 
@@ -227,7 +261,3 @@ class MemoryStore:
 
 def _missing(name: str, state: State | None) -> NoSuchCounter:
     return NoSuchCounter(name, None if state is None else Seen(state.epoch, state.revision, 0, 0, deleted=True))
-
-
-def _shown(name: str, state: State, raised: int | None = None) -> Counter:
-    return Counter(name, state.count, state.limit, state.epoch, state.lost, state.revision, state.most, raised)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pythonricing.counting.model import Seen
     from pythonricing.telemetry.writer import Writer
 
-#: Lines of claims are written once there are so many, or after so many seconds.
+#: Lines of claims are written once there are so many, or so many seconds after the last ones.
 FULL, GATHER_SECONDS = 32, 0.01
 #: Seconds between two lines that add up what happens often.
 THROTTLE_SECONDS = 1.0
@@ -63,6 +63,7 @@ class ClaimLog(Journal):
         self._admitted: list[tuple[float, str, int, Sequence[tuple[int, int]]]] = []
         self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._written = 0.0  # when, on the loop's clock
         self._lines = ClaimLines()
         self._refused = Throttle(lambda count: logger.bind(refused=count).warning("{} claims refused", count))
         self._unavailable = Throttle(
@@ -79,7 +80,8 @@ class ClaimLog(Journal):
             if self._waiting >= FULL:
                 self._write()
             elif self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._write)
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_at(self._written + GATHER_SECONDS, self._write)
         if refused:
             self.refused(name, refused)
 
@@ -103,10 +105,10 @@ class ClaimLog(Journal):
         )
 
     def lost(self, name: str, seen: Seen | None) -> None:
-        logger.bind(counter=name, seen=seen and seen.count).critical(
+        logger.bind(counter=name, seen=seen and seen.issued).critical(
             "{}: the store has lost data (count {} was seen); no claim is admitted until the counter is reset",
             name,
-            seen.count if seen else "unknown",
+            seen.issued if seen else "unknown",
         )
 
     def raised(self, name: str, before: int, after: int) -> None:
@@ -125,6 +127,7 @@ class ClaimLog(Journal):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._written = asyncio.get_running_loop().time()
         lines = [line for batch in self._admitted for line in self._lines.encode(*batch)]
         self._admitted.clear()
         self._waiting = 0

@@ -368,7 +368,7 @@ class Distant(Gate):
 def test_a_batch_gives_way_to_the_claims_that_the_last_answers_have_set_free() -> None:
     async def scenario() -> None:
         store = Distant()
-        counters = Counters(store, Journal(), limit=10**6)
+        counters = Counters(store, Journal(), limit=10**6, lease=0)
         await counters.open()
 
         async def client(claims: int, pause: int) -> None:
@@ -388,7 +388,7 @@ def test_a_batch_gives_way_to_the_claims_that_the_last_answers_have_set_free() -
 def test_a_lone_claim_waits_for_nobody_once_the_others_have_gone() -> None:
     async def scenario() -> None:
         store = Gate()
-        counters = Counters(store, Journal(), limit=10**6)
+        counters = Counters(store, Journal(), limit=10**6, lease=0)
         await counters.open()
         await asyncio.gather(*(counters.claim("default") for _ in range(12)))
         for _ in range(3):

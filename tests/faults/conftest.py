@@ -43,6 +43,12 @@ def proxy(victim: Victim) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def service(service: Callable[..., Service]) -> Callable[..., Service]:
+def lease() -> float:
+    """Seconds of its demand that a worker takes ahead; tests for which it matters are run without leases too."""
+    return 0.01
+
+
+@pytest.fixture
+def service(service: Callable[..., Service], lease: float) -> Callable[..., Service]:
     """Start services whose counters a test can create."""
-    return partial(service, admin_token=TOKEN)
+    return partial(service, admin_token=TOKEN, lease=lease)

@@ -65,6 +65,7 @@ def test_a_fault_longer_than_the_timeout_fails_claims_and_admits_none_of_them(
     judge(history, running, limit=limit, statuses={200, 503})
 
 
+@pytest.mark.parametrize("lease", [0, 0.01, 0.1])
 def test_a_batch_that_arrives_after_its_repeat_is_not_executed_again(
     victim: Victim, proxy: Proxy, service: Callable[..., Service]
 ) -> None:

@@ -61,6 +61,7 @@ def test_connections_closed_every_50_ms_go_unnoticed(victim: Victim, service: Ca
     judge(history, running, limit=limit, statuses={200, 429})
 
 
+@pytest.mark.parametrize("lease", [0, 0.01, 0.1])
 def test_a_store_killed_three_times_during_a_run_counts_on(victim: Victim, service: Callable[..., Service]) -> None:
     claims, limit = 9_000, 2_500
     running = service(victim.url, "/readyz", store_timeout=30)
@@ -77,6 +78,7 @@ def test_a_store_killed_three_times_during_a_run_counts_on(victim: Victim, servi
     judge(history, running, limit=limit, statuses={200, 429})
 
 
+@pytest.mark.parametrize("lease", [0, 0.01, 0.1])
 def test_a_store_paused_for_less_than_the_timeout_fails_no_claim(
     victim: Victim, service: Callable[..., Service]
 ) -> None:
@@ -94,6 +96,7 @@ def test_a_store_paused_for_less_than_the_timeout_fails_no_claim(
     judge(history, running, limit=limit, statuses={200, 429})
 
 
+@pytest.mark.parametrize("lease", [0, 0.01, 0.1])
 def test_a_store_paused_past_the_timeout_fails_claims_and_admits_none_of_them(
     victim: Victim, service: Callable[..., Service]
 ) -> None:

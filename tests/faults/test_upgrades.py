@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from loadtests.rig.victims import Victim
 
-#: Version 0.1.0, and the last revision that knows states of version 2 and schemas of version 3 only.
+#: Version 0.1.0, and the last revision that knows no leases.
 FIRST, LATEST = "07ed495", "571f283"
 #: More than any load here claims.
 MUCH = 10**9
@@ -56,8 +56,8 @@ def admitted(load: Load) -> int:
 def test_workers_of_both_versions_count_exactly_in_one_store(
     before: Service, revision: str, victim: Victim, service: Callable[..., Service]
 ) -> None:
-    # What its schema leaves of the first one's procedures is nothing: those workers are closed.
-    closes = revision == FIRST and isinstance(victim, PostgresVictim)
+    # What the schema leaves of their procedures is nothing: those workers are closed.
+    closes = isinstance(victim, PostgresVictim)
     put_counters(before, MUCH)
     old = Load(before, clients=8, keys=True, pace=0.01)
     old.wait_for(300)
@@ -88,7 +88,7 @@ def test_workers_of_both_versions_count_exactly_in_one_store(
 def test_what_operators_say_to_one_version_the_other_obeys_or_closes(
     before: Service, revision: str, victim: Victim, service: Callable[..., Service]
 ) -> None:
-    if revision == FIRST and isinstance(victim, PostgresVictim):
+    if isinstance(victim, PostgresVictim):
         pytest.skip("its workers are closed, as the other test sees")
     put_counters(before, 100)
     after = service(victim.url, "/readyz", store_timeout=20, halt_cache=0)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loadtests.rig.victims import Victim
 
 
+@pytest.mark.parametrize("lease", [0, 0.01, 0.1])
 def test_a_killed_worker_loses_at_most_its_claims_in_flight(victim: Victim, service: Callable[..., Service]) -> None:
     limit = 1_000_000
     running = service(victim.url, "/readyz")

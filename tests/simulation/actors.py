@@ -66,6 +66,8 @@ class Worker:
             limit=plan.setting,
             timeout=plan.timeout,
             halt_cache=plan.halt_cache,
+            lease=plan.lease,
+            clock=scene.world.time,
         )
         self.process.start(self.counters.open())
 
@@ -89,6 +91,7 @@ class Worker:
             return
         scene, name = self._scene, self.name
         scene.history.note("", f"{name} stops")
+        scene.history.stopped[name] = scene.world.time()
         self.accepting = False
         process = self.process
         end = scene.world.time() + STOP_SECONDS
@@ -149,8 +152,12 @@ class Worker:
 
         match operation.kind:
             case "claim":
+                operation.asked = self._scene.world.time()
+                operation.knew = self._scene.observer.knows(self.name, operation.name)
                 answer = await self.counters.claim(operation.name, operation.size, operation.key, left)
-                return ("admitted" if answer.admitted else "refused", answer.request_count, answer.limit)
+                if answer.admitted:
+                    return ("admitted", answer.request_count, answer.limit, *answer.numbers)
+                return ("refused", answer.request_count, answer.limit)
             case "put":
                 assert operation.limit is not None
                 counter, created = await self.counters.put(operation.name, operation.limit)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pythonricing.counting.lease import LEASE_SECONDS
+from pythonricing.counting.model import LEASE_RETURN_SECONDS
+
 if TYPE_CHECKING:
-    from tests.simulation.history import Grant, History, Operation
+    from tests.simulation.history import Grant, Operation
     from tests.simulation.observer import State
     from tests.simulation.scene import Scene
 
@@ -22,7 +25,7 @@ def judge(scene: Scene) -> None:
     history = scene.history
     for error in scene.world.errors[:3]:
         history.object("nothing raises", "", error)
-    owners = Owners(history)
+    owners = Owners(scene)
     for operation in sorted(history.operations, key=lambda op: (op.end is None, op.end or 0.0)):
         _judge_patience(scene, operation)
         if operation.answer is None:
@@ -52,12 +55,14 @@ class Title(NamedTuple):
 class Owners:
     """Who owns which of the numbers that the store gave."""
 
-    def __init__(self, history: History) -> None:
-        self._history = history
+    def __init__(self, scene: Scene) -> None:
+        self._history = history = scene.history
+        self._lost_at = scene.observer.lost_at
         self._grants: dict[str, list[Grant]] = {}
         for grant in history.grants:
             self._grants.setdefault(grant.name, []).append(grant)
-        self._owned: dict[Grant, list[Title]] = {}
+        #: By counter and era.
+        self._owned: dict[tuple[str, int], list[tuple[Title, Grant]]] = {}
         self._first_use: dict[tuple[str, str], float] = {}
         for op in history.operations:
             if op.key is not None:
@@ -66,46 +71,67 @@ class Owners:
     def judge(self, op: Operation) -> None:
         """An admitted claim owns numbers that were given for it, and nobody else owns one of them."""
         assert op.answer is not None
+        _, last, _, *scattered = op.answer
+        runs = scattered or [(last - op.size + 1, last)]
+        if sum(high - low + 1 for low, high in runs) != op.size or runs[-1][1] != last:
+            self._history.object("an answer names what was claimed", op.name, str(op))
+        owner = f"{op.actor} at {op.start:.6f}" if op.key is None else f"key {op.key}"
+        for low, high in runs:
+            grants = [grant for grant in self._grants.get(op.name, ()) if self._fits(grant, op, low, high)]
+            title = Title(owner, low, high, grants)
+            if not grants:
+                self._history.object("numbers come from the store, for this claim", op.name, str(op))
+            elif not self._place(title, ()):
+                taken = self._others(title, grants[0])[0][0].owner
+                self._history.object("no number has two owners", op.name, f"{op}, owned by {taken}")
+
+    def _fits(self, grant: Grant, op: Operation, low: int, high: int) -> bool:
+        """Whether numbers can have been given to a claim by this grant."""
         assert op.end is not None
-        high, low = op.answer[1], op.answer[1] - op.size + 1
-        began = op.start if op.key is None else self._first_use[op.name, op.key]
-        grants = [
-            grant
-            for grant in self._grants.get(op.name, ())
-            if grant.low <= low
-            and high <= grant.high
-            and began <= grant.time <= op.end
-            and (op.key is not None or grant.worker == op.worker)
-        ]
-        title = Title(f"{op.actor} at {op.start:.6f}" if op.key is None else f"key {op.key}", low, high, grants)
-        if not grants:
-            self._history.object("numbers come from the store, for this claim", op.name, str(op))
-        elif not self._place(title, ()):
-            taken = self._others(title, grants[0])[0].owner
-            self._history.object("no number has two owners", op.name, f"{op}, owned by {taken}")
+        if not (grant.low <= low and high <= grant.high and grant.time <= op.end):
+            return False
+        if not grant.lent:
+            began = op.start if op.key is None else self._first_use[op.name, op.key]
+            return began <= grant.time and (op.key is not None or grant.worker == op.worker)
+        if op.key is not None or grant.worker != op.worker or op.asked is None:
+            return False
+        # In its time, and before its worker heard of a loss, of another state, or that the connection was gone.
+        ended = [*self._history.breaks.get(op.worker, ()), *self._history.heard.get((op.worker, op.name), ())]
+        return (
+            op.asked < grant.sent + LEASE_SECONDS
+            and (op.knew <= grant.change or op.asked <= grant.time)
+            and not any(grant.sent <= at < op.asked for at in ended)
+        )
 
     def _place(self, title: Title, barred: tuple[Grant, ...]) -> bool:
         """Find a grant for numbers, if need be by finding another one for those who were thought to have its."""
         for grant in title.grants:
             if grant in barred:
                 continue
-            owned = self._owned.setdefault(grant, [])
+            owned = self._owned.setdefault((grant.name, grant.era), [])
             for other in self._others(title, grant):
                 owned.remove(other)
-                if not self._place(other, (*barred, grant)):
+                if not self._place(other[0], (*barred, grant)):
                     owned.append(other)
                     break
             else:
-                owned.append(title)
+                owned.append((title, grant))
                 return True
         return False
 
-    def _others(self, title: Title, grant: Grant) -> list[Title]:
+    def _others(self, title: Title, grant: Grant) -> list[tuple[Title, Grant]]:
+        """Who owns some of these numbers by this grant, or by another one between which and this nothing was lost."""
         return [
-            other
-            for other in self._owned[grant]
-            if other.owner != title.owner and other.low <= title.high and title.low <= other.high
+            (other, by)
+            for other, by in self._owned.get((grant.name, grant.era), ())
+            if other.owner != title.owner
+            and other.low <= title.high
+            and title.low <= other.high
+            and (by is grant or not self._lost_between(by.time, grant.time))
         ]
+
+    def _lost_between(self, one: float, other: float) -> bool:
+        return any(min(one, other) <= at <= max(one, other) for at in self._lost_at)
 
 
 def _judge_refusal(scene: Scene, op: Operation) -> None:
@@ -120,8 +146,16 @@ def _judge_refusal(scene: Scene, op: Operation) -> None:
     began = op.start
     if op.key is not None:
         began = min(other.start for other in history.operations if other.key == op.key and other.name == op.name)
-    if any(not _room(state, op.size) for state in _states(scene, op.name, began, op.end)):
-        return
+    waited = (
+        op.decided is not None
+        and op.arrived is not None
+        and op.decided - op.arrived >= LEASE_RETURN_SECONDS - SLACK / 10
+    )
+    for until, state in _states(scene, op.name, began, op.end):
+        # What leases may bring back makes room, too; but nobody waits for it longer than it may take.
+        out = 0 if waited or scene.observer.clock_stepped else state.out(min(until, op.end))
+        if not _room(state, op.size, out):
+            return
     # From the worker's memory: of a verdict that it got lately, and after which no operator spoke to it.
     spoken = [
         other.decided
@@ -140,19 +174,19 @@ def _judge_refusal(scene: Scene, op: Operation) -> None:
         history.object("a refusal only where there is no room", op.name, f"{op}, halts {halts[-2:]}")
 
 
-def _room(state: State, size: int) -> bool:
-    """Whether a claim finds room; a counter that isn't there refuses nothing."""
-    return state.taken is None or state.limit is None or state.taken + size <= state.limit
+def _room(state: State, size: int, out: int) -> bool:
+    """Whether a claim finds room, or may once leases come back; a counter that isn't there refuses nothing."""
+    return state.taken is None or state.limit is None or state.taken - out + size <= state.limit
 
 
-def _states(scene: Scene, name: str, began: float, ended: float) -> list[State]:
-    """What a counter was in the store at some time from `began` to `ended`."""
+def _states(scene: Scene, name: str, began: float, ended: float) -> list[tuple[float, State]]:
+    """What a counter was in the store at some time from `began` to `ended`, and until when."""
     line = scene.observer.timeline.get(name, [])
     found = []
     for index, (at, state) in enumerate(line):
         until = line[index + 1][0] if index + 1 < len(line) else float("inf")
         if at <= ended and until >= began:
-            found.append(state)
+            found.append((until, state))
     return found
 
 
@@ -211,14 +245,32 @@ def _judge_books(scene: Scene) -> None:
         for at, count, size in told:
             if at >= grant.time:
                 covered.update(range(count - size + 1, count + 1))
+        for at, low, high in history.returned.get(whose, ()):
+            if grant.lent and at >= grant.time:
+                covered.update(range(low, high + 1))
         missing = [number for number in range(grant.low, grant.high + 1) if number not in covered]
         if not missing:
             continue
-        if any(since <= grant.time for since in history.in_doubt.get(whose, ())):
-            continue
         answered = min((at for at in observer.verdicts.get(whose, ()) if at >= grant.time), default=float("inf"))
-        if grant.worker in history.killed and answered == float("inf"):
+        if grant.worker in history.killed and (answered == float("inf") or grant.lent):
+            continue
+        if any(since <= grant.time for since in history.in_doubt.get(whose, ())):
             continue
         if any(grant.sent <= at <= answered for at in observer.lost_at):
             continue
+        if grant.scattered and answered < float("inf"):
+            continue  # the journal is told only the last of several runs
+        if grant.lent and _spent(scene, grant):
+            continue
         history.object("the books balance", grant.name, f"nothing says what became of {missing[:20]} of {grant}")
+
+
+def _spent(scene: Scene, grant: Grant) -> bool:
+    """Whether a lease may never have come back: the store, or the numbers' epoch, is not what it was any more."""
+    history = scene.history
+    return (
+        any(at >= grant.sent for at in scene.observer.lost_at)
+        or any(at >= grant.sent for at in history.resets.get(grant.name, ()))
+        or (grant.worker, grant.name) in history.in_doubt
+        or history.stopped.get(grant.worker, history.calm) < history.calm
+    )

@@ -23,11 +23,13 @@ class Operation:
         "actor",
         "answer",
         "arrived",
+        "asked",
         "decided",
         "decision",
         "end",
         "key",
         "kind",
+        "knew",
         "limit",
         "name",
         "size",
@@ -45,6 +47,9 @@ class Operation:
         self.key: str | None = None
         self.limit: int | None = None
         self.arrived: float | None = None
+        #: When the heart was asked, and the last change of the counter that it knew of then.
+        self.asked: float | None = None
+        self.knew = 0
         self.decided: float | None = None
         self.decision: tuple[Any, ...] | None = None
         self.end: float | None = None
@@ -67,7 +72,10 @@ class Operation:
 
 
 class Grant(NamedTuple):
-    """Numbers that the store gave to a worker's batch, `low` to `high`, and when it had been `sent`."""
+    """Numbers that the store gave to a worker's batch, `low` to `high`, and when it had been `sent`.
+
+    Or that it `lent`, under a `change` of an operator.
+    """
 
     time: float
     worker: str
@@ -76,6 +84,10 @@ class Grant(NamedTuple):
     high: int
     era: int
     sent: float
+    lent: bool = False
+    change: int = 0
+    #: Whether the batch got numbers that don't follow each other.
+    scattered: bool = False
 
 
 class Objection(Exception):
@@ -100,6 +112,15 @@ class History:
         self.orphaned: dict[tuple[str, str], list[tuple[float, int, int]]] = {}
         #: By worker and counter: since when the batch given up had been sent.
         self.in_doubt: dict[tuple[str, str], list[float]] = {}
+        #: By worker and counter: when which run of a lease came back to the store.
+        self.returned: dict[tuple[str, str], list[tuple[float, int, int]]] = {}
+        #: By counter: when it was reset or deleted.
+        self.resets: dict[str, list[float]] = {}
+        #: By worker: when a connection of its was gone, and by worker and counter, when it heard of a loss.
+        self.breaks: dict[str, list[float]] = {}
+        self.heard: dict[tuple[str, str], list[float]] = {}
+        #: When a worker was asked to stop.
+        self.stopped: dict[str, float] = {}
         #: When a worker was killed.
         self.killed: dict[str, float] = {}
         #: By process name: from when to when it was paused.

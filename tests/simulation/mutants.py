@@ -32,8 +32,8 @@ class Mutant(NamedTuple):
 
 
 TIMED_OUT = 'claim.future.set_exception(StoreUnavailable("the store did not answer in time"))'
-WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])"
-REVISED = """count, revision = math.max(before, seen_count), seen_revision
+WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[11] .. ' ' .. reply, 'EX', ARGV[13])"
+REVISED = """issued, moved, revision = math.max(before, seen_issued), math.max(moved, seen_moved), seen_revision
       limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'"""
 
 MUTANTS = {
@@ -46,7 +46,7 @@ MUTANTS = {
     ),
     "receipt not checked": Mutant(store.CLAIM, "if receipt then", "if receipt and false then"),
     "receipt not written": Mutant(store.CLAIM, WRITE_RECEIPT, ""),
-    "receipt expires early": Mutant(store.CLAIM, WRITE_RECEIPT, WRITE_RECEIPT.replace("ARGV[11]", "1")),
+    "receipt expires early": Mutant(store.CLAIM, WRITE_RECEIPT, WRITE_RECEIPT.replace("ARGV[13]", "1")),
     "receipt of a later batch ignored": Mutant(
         store.CLAIM, "elseif tonumber(last) > sequence then", "elseif false then"
     ),
@@ -56,10 +56,10 @@ MUTANTS = {
     "composition changed under its number": Mutant(
         (Lane, "_send"), "compositions.append(left)", "compositions[-1] = left"
     ),
-    "another batch while one is on its way": Mutant((Lane, "claim"), "if self.task is None:", "if True:"),
+    "another batch while one is on its way": Mutant((Lane, "_start"), "if self.task is None:", "if True:"),
     # What was seen
     "seen not sent": Mutant((Lane, "known"), "return self._seen", "return None"),
-    "count not compared": Mutant(store.CLAIM, "elseif not deleted and count < seen_count then", "elseif false then"),
+    "count not compared": Mutant(store.CLAIM, "(issued < seen_issued or moved < seen_moved)", "moved < seen_moved"),
     "revision not compared": Mutant(store.CLAIM, "elseif revision < seen_revision then", "elseif false then"),
     "older epoch believed": Mutant(store.CLAIM, "if not epoch or epoch < seen_epoch then", "if not epoch then"),
     "absence believed": Mutant(
@@ -67,34 +67,36 @@ MUTANTS = {
     ),
     "another epoch believed": Mutant(
         store.CLAIM,
-        "if (seen_epoch <= -base or seen_count <= math.max(base, 0)) and not (seen_revision > 0 and revision == 0) then",
+        "if (seen_epoch <= -base or seen_issued <= math.max(base, 0)) and not (seen_revision > 0 and revision == 0) then",
         "if true then",
     ),
     "a loss not marked": Mutant(store.CLAIM, "lost = not raise\n      save()", "lost = not raise"),
     "tombstone forgotten": Mutant(store.DELETE, "lost, deleted = false, true", "lost, deleted, base = false, true, 0"),
-    "raise does not lift": Mutant(store.CLAIM, "count = seen_count\n    else", "count = count\n    else"),
-    "the older limit wins": Mutant(
-        store.CLAIM, REVISED, "count, revision = math.max(before, seen_count), seen_revision"
+    "raise does not lift": Mutant(
+        store.CLAIM,
+        "issued, moved = math.max(issued, seen_issued), math.max(moved, seen_moved)\n    else",
+        "moved = seen_moved\n    else",
     ),
+    "the older limit wins": Mutant(store.CLAIM, REVISED, REVISED.splitlines()[0]),
     # Limits
     "one more admitted": Mutant(
-        store.CLAIM, "local admitted = count + size <= limit", "local admitted = count + size <= limit + 1"
+        store.CLAIM,
+        "local admitted, number, several = taken + size <= limit,",
+        "local admitted, number, several = taken + size <= limit + 1,",
     ),
     "plain claims rounded up": Mutant(
-        store.CLAIM, "math.floor((limit - count) / size)", "math.ceil((limit - count) / size)"
+        store.CLAIM, "math.floor((limit - taken) / size)", "math.ceil((limit - taken) / size)"
     ),
-    "a count not written": Mutant(store.CLAIM, "if count > before then", "if count > before + 1 then"),
+    "a count not written": Mutant(store.CLAIM, "if issued > known_issued then", "if issued > known_issued + 1 then"),
     # Keys
     "record of another epoch believed": Mutant(
-        store.CLAIM, "if record and string.match(record, '^%d+') == reply[2] then", "if record then"
+        store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if record then"
     ),
     "record not believed": Mutant(
-        store.CLAIM, "if record and string.match(record, '^%d+') == reply[2] then", "if false then"
+        store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if false then"
     ),
-    "record expires early": Mutant(store.CLAIM, "'EX', admitted and ARGV[12] or ARGV[13])", "'EX', 1)"),
-    "replays in the wrong order": Mutant(
-        (Lane, "_settle"), "replays = iter(verdict.replays)", "replays = iter(verdict.replays[::-1])"
-    ),
+    "record expires early": Mutant(store.CLAIM, "'EX', admitted and ARGV[14] or ARGV[15])", "'EX', 1)"),
+    "replays in the wrong order": Mutant((Lane, "_settle"), "iter(verdict.replays)", "iter(verdict.replays[::-1])"),
     # Operators
     "change does not write the limit": Mutant(
         store.PUT, "lost, limit, most, revision = false, new_limit,", "lost, limit, most, revision = false, limit,"
@@ -109,7 +111,7 @@ MUTANTS = {
     "reset keeps the count": Mutant(
         store.PUT,
         "start(how == 'restart')",
-        "local before = count\n  start(how == 'restart')\n  count = before or 0",
+        "local before = issued\n  start(how == 'restart')\n  issued = before or 0",
     ),
     "word executed however late": Mutant(store.PUT, "return 'LATE'", "limit = limit"),
     "deletion executed however late": Mutant(store.DELETE, "return 'LATE'", "limit = limit"),

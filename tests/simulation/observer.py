@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import hiredis
 
-from pythonricing.counting.model import NoSuchCounter, StateLost
+from pythonricing.counting.lane import Numbers
+from pythonricing.counting.model import LEASE_RETURN_SECONDS, NoSuchCounter, StateLost
 from pythonricing.stores.redis import store as scripts
 from tests.simulation.history import Grant
+from tests.simulation.leases import Leases, runs_of, total
+from tests.simulation.machine import START
 from tests.simulation.network import TAG
 
 if TYPE_CHECKING:
-    from pythonricing.counting.model import Batch, Seen
+    from pythonricing.counting.model import Batch, Run, Seen
     from tests.simulation.history import History, Operation
     from tests.simulation.machine import Machine
     from tests.simulation.network import Connection
@@ -38,7 +41,7 @@ class Ghost(NamedTuple):
     `era` is the last reset or deletion, `change` the last change by an operator, both by their order of execution;
     `high` the highest number of the era; `limit` what the last change made it, None if that isn't known; `depth` how many
     changes led there: two that were made without knowledge of each other, because the store lost one of them, can't be
-    told apart by a revision.
+    told apart by a revision; `moved` how many numbers went into free runs or out of them.
     """
 
     era: int = 0
@@ -46,12 +49,16 @@ class Ghost(NamedTuple):
     high: int = 0
     limit: int | None = None
     depth: int = 0
+    moved: int = 0
 
     def merged(self, other: Ghost) -> Ghost:
         """What is known after hearing of `other` too."""
-        high = max(self.high, other.high) if self.era == other.era else (self if self.era > other.era else other).high
+        later = self if self.era > other.era else other
+        high, moved = later.high, later.moved
+        if self.era == other.era:
+            high, moved = max(self.high, other.high), max(self.moved, other.moved)
         newer = other if other.change >= self.change else self
-        return Ghost(max(self.era, other.era), newer.change, high, newer.limit, max(self.depth, other.depth))
+        return Ghost(later.era, newer.change, high, newer.limit, max(self.depth, other.depth), moved)
 
     def lacks_change_of(self, other: Ghost) -> bool:
         """Whether `other` knows of a change that is not known here, nor superseded by as many others."""
@@ -66,14 +73,31 @@ Look: TypeAlias = tuple[int | None, bool]
 
 
 class State(NamedTuple):
-    """A counter's hash in a server: `taken` is its count."""
+    """A counter's hash in a server; leases are by worker, with the world's time when they were last lent to."""
 
-    taken: int | None
+    issued: int | None
     limit: int | None
     epoch: int | None
     lost: bytes | None
     deleted: bytes | None
     revision: int | None
+    moved: int = 0
+    free: tuple[Run, ...] = ()
+    leases: tuple[tuple[str, float, tuple[Run, ...]], ...] = ()
+
+    @property
+    def taken(self) -> int | None:
+        """Its count."""
+        return None if self.issued is None else self.issued - total(self.free)
+
+    @property
+    def core(self) -> tuple[object, ...]:
+        """It without leases, which may be forgotten at any time."""
+        return self[:7]
+
+    def out(self, now: float) -> int:
+        """How many numbers are out on leases that may come back."""
+        return sum(total(runs) for _, at, runs in self.leases if at > now - LEASE_RETURN_SECONDS)
 
     @property
     def look(self) -> Look:
@@ -141,6 +165,7 @@ class Observer:
         #: By counter, epoch and revision of the store: what the last change that led there is known as, and its look.
         self._marks: dict[tuple[str, int, int], tuple[Ghost, Look | None]] = {}
         self._changes = 0
+        self._leases = Leases(history)
         self._reader = hiredis.Reader()
         self._nodes: list[Ghost] = [NOTHING]
         self._replies: dict[tuple[str, str, int], list[tuple[bytes, Ghost]]] = {}
@@ -192,7 +217,7 @@ class Observer:
         if words[0] == b"LOST" or kind == "claim":
             known = self._caught_up(name, known, after.epoch, after.revision, after.look)
         if kind == "claim":
-            node = self._claimed(connection, name, call, known, before, after, words)
+            node = self._claimed(connection, name, call, known, before, after, words, arguments)
         else:
             node = self._changed(name, kind, call, known, before, after, words, arguments)
         if after.epoch is not None and node.change > known.change:
@@ -217,7 +242,8 @@ class Observer:
             return known
         high = known.high if mark.era <= known.era else 0
         newer = max(mark, known, key=lambda ghost: ghost.change)
-        return Ghost(max(mark.era, known.era), newer.change, high, newer.limit, max(mark.depth, known.depth))
+        moved = known.moved if mark.era <= known.era else 0
+        return Ghost(max(mark.era, known.era), newer.change, high, newer.limit, max(mark.depth, known.depth), moved)
 
     def _claimed(
         self,
@@ -228,13 +254,19 @@ class Observer:
         before: State,
         after: State,
         words: list[bytes],
+        arguments: list[bytes],
     ) -> Ghost:
+        if call is not None or not self.losses:
+            sender = connection.process.name
+            now = self._world.time()
+            self._leases.judge(name, sender, before, after, words, arguments, self.lost_at, now)
         if not words[0].isdigit() or after == before:
             return known
-        count = int(words[BEFORE])
+        assert after.issued is not None
         assert after.taken is not None
-        node = known
+        node, issued = known, before.issued or 0
         worker = connection.process.name
+        runs, lent = runs_of(words[RUNS]), runs_of(words[LENT])
         if before.taken is None:
             node = node._replace(limit=after.limit)
         if words[-1].startswith(b"^") and call is not None:
@@ -247,41 +279,45 @@ class Observer:
                     f"and the store was lifted to its count with {after.limit}",
                 )
             node = node.merged(call.known)
-        elif after.taken > count:
-            if count < known.high:
+        elif runs or lent:
+            if issued < known.high:
                 self._history.object(
                     "the store counts on from less than it knew",
                     name,
-                    f"{worker} was given {count + 1} to {after.taken}, but the store had given up to {known.high}",
+                    f"{worker} was given {runs} and lent {lent}, but the store had given up to {known.high}",
                 )
             if call is not None:
-                self._judge_worker(call, known, count, after)
-        if after.taken > count:
-            now = self._world.time()
-            sent = now if call is None else call.began
-            self._history.grants.append(Grant(now, worker, name, count + 1, after.taken, node.era, sent))
-            if node.limit is not None and after.taken > node.limit and not self.raises:
-                self._history.object(
-                    "admitted past the limit",
-                    name,
-                    f"{worker} was given {count + 1} to {after.taken}, but the limit is {node.limit}",
-                )
-        return node._replace(high=max(node.high, after.taken))
+                self._judge_worker(call, known, before, after)
+        now = self._world.time()
+        sent = now if call is None else call.began
+        for first, last in runs:
+            self._history.grants.append(Grant(now, worker, name, first, last, node.era, sent, scattered=len(runs) > 1))
+        for first, last in lent:
+            asked = now if call is None else self.sent_at(worker, name)
+            self._history.grants.append(Grant(now, worker, name, first, last, node.era, asked, True, node.change))
+        if (runs or lent) and node.limit is not None and after.taken > node.limit and not self.raises:
+            self._history.object(
+                "admitted past the limit",
+                name,
+                f"{worker} was given {runs} and lent {lent}, but the limit is {node.limit}",
+            )
+        return node._replace(high=max(node.high, after.issued), moved=max(node.moved, after.moved))
 
-    def _judge_worker(self, call: Call, known: Ghost, count: int, after: State) -> None:
+    def _judge_worker(self, call: Call, known: Ghost, before: State, after: State) -> None:
         """A worker that knows more than the store has must notice."""
-        worker = call.known
-        if worker.era >= known.era and count < worker.high:
+        worker, count = call.known, before.issued or 0
+        fewer = worker.era == known.era and before.moved < worker.moved
+        if (worker.era >= known.era and count < worker.high) or fewer:
             self._history.object(
                 "a worker admits from less than it has seen",
                 call.name,
-                f"{call.worker} was given {count + 1} to {after.taken}, but it has seen {worker.high}",
+                f"{call.worker} was given something of {before}, but it has seen {worker}",
             )
         elif known.lacks_change_of(worker) and not (worker.change == worker.era and not worker.high and not known.high):
             self._history.object(
                 "a worker admits from a store that lost a change it has seen",
                 call.name,
-                f"{call.worker} was given {count + 1} to {after.taken} under the limit {after.limit}, but it knows "
+                f"{call.worker} was given up to {after.issued} under the limit {after.limit}, but it knows "
                 f"{worker}, and the store {known}",
             )
 
@@ -297,7 +333,7 @@ class Observer:
         arguments: list[bytes],
     ) -> Ghost:
         done = words[0][:1].isdigit() or words[0] == b"OK"
-        if not done or before == after:
+        if not done or before.core == after.core:
             return known
         operation = None if call is None else call.operation
         if operation is not None and operation.decided is not None and not self.clock_stepped:
@@ -310,6 +346,8 @@ class Observer:
             self._history.object("a change makes the limit", name, f"{operation} made it {after.limit}")
         self._changes += 1
         change = self._changes
+        if before.epoch != after.epoch or kind == "delete":
+            self._history.resets.setdefault(name, []).append(self._world.time())
         if kind == "delete" or b"restart" in arguments:
             if after.taken:
                 self._history.object("a reset counts from 0", name, f"the count is {after.taken}")
@@ -319,13 +357,13 @@ class Observer:
         first = (
             not self.raises and not before.lost and not before.deleted and before.epoch in (None, seen and seen.epoch)
         )
-        if seen is not None and first and not seen.deleted and seen.count > (before.taken or 0):
+        if seen is not None and first and not seen.deleted and seen.issued > (before.issued or 0):
             self._history.object(
                 "a change that is the first to notice a loss ends none", name, f"its worker had seen {seen}"
             )
         if words[-1].startswith(b"^") and call is not None:
             known = known.merged(call.known)
-        count = after.taken or 0
+        count = after.issued or 0
         if count < known.high:
             self._history.object(
                 "a change keeps the count", name, f"the count is {count}, but the store had given up to {known.high}"
@@ -336,7 +374,8 @@ class Observer:
                 name,
                 f"{call.worker} has seen {call.known.high}, and the count is {count}",
             )
-        return known._replace(change=change, high=max(known.high, count), limit=after.limit, depth=known.depth + 1)
+        high, moved = max(known.high, count), max(known.moved, after.moved)
+        return known._replace(change=change, high=high, limit=after.limit, depth=known.depth + 1, moved=moved)
 
     def _told(self, call: Call, reply: bytes, node: Ghost) -> Ghost:
         """What a reply tells: a receipt tells what was so when it was written."""
@@ -352,15 +391,31 @@ class Observer:
     # What the data of a server is.
 
     def look(self, machine: Machine, name: str) -> State:
-        found = self._ask(machine, b"HMGET", b"pythonricing:{%b}" % name.encode(), *FIELDS)
-        count, limit, epoch, lost, deleted, revision = found
+        words = self._ask(machine, b"HGETALL", b"pythonricing:{%b}" % name.encode())
+        found: dict[bytes, bytes] = dict(zip(words[::2], words[1::2], strict=True))
+        lost, deleted, epoch = found.get(b"lost"), found.get(b"deleted"), found.get(b"epoch")
+        free: tuple[Run, ...] = ()
+        leases = []
+        for field, value in found.items():
+            begun, _, text = value.partition(b" ")
+            if begun != epoch:
+                continue
+            if field == b"free":
+                free = runs_of(text)
+            elif field.startswith(b"lease:"):
+                at, _, text = text.partition(b" ")
+                lent_at = (int(at) - START) / 1e6 - machine.clock
+                leases.append((field.removeprefix(b"lease:").decode(), lent_at, runs_of(text)))
         return State(
-            None if count is None or (deleted and not lost) else int(count),
-            None if limit is None else int(limit),
+            None if b"count" not in found or (deleted and not lost) else int(found[b"count"]),
+            int(found[b"limit"]) if b"limit" in found else None,
             None if epoch is None else int(epoch),
             lost,
             deleted,
-            None if revision is None else int(revision),
+            int(found[b"revision"]) if b"revision" in found else None,
+            int(found.get(b"moved", 0)),
+            free,
+            tuple(sorted(leases)),
         )
 
     def ghost(self, machine: Machine, name: str) -> Ghost:
@@ -406,6 +461,10 @@ class Observer:
                     call.first_uses[key] = (int(era), int(count))
         return call
 
+    def knows(self, worker: str, name: str) -> int:
+        """The last change of a counter that a worker knows of."""
+        return self.known.get((worker, name), NOTHING).change
+
     def sent_at(self, worker: str, name: str) -> float:
         return self._sent[worker, name][1]
 
@@ -422,6 +481,7 @@ class Observer:
         if isinstance(error, NoSuchCounter):
             self.known.pop((call.worker, call.name), None)
         elif isinstance(error, StateLost):
+            self._history.heard.setdefault((call.worker, call.name), []).append(self._world.time())
             if not self.losses:
                 self._history.object(
                     "a loss is none", call.name, f"{call.worker} was told of one, but nothing was lost"
@@ -429,12 +489,16 @@ class Observer:
             elif call.losses == self.losses:
                 self._spoken(call)
 
+    def broken(self, worker: str) -> None:
+        """A worker hears that a connection is gone."""
+        self._history.breaks.setdefault(worker, []).append(self._world.time())
+
     def _spoken(self, call: Call) -> None:
         """The store was told what a worker has seen, and owns to have lost it."""
         seen = call.seen
         stored = self.ghost(self.primary, call.name)
-        if seen is not None and seen.count <= call.known.high and call.known.era >= stored.era:
-            high = max(seen.count, stored.high) if call.known.era == stored.era else seen.count
+        if seen is not None and seen.issued <= call.known.high and call.known.era >= stored.era:
+            high = max(seen.issued, stored.high) if call.known.era == stored.era else seen.issued
             self._write(self.primary, call.name, stored._replace(era=call.known.era, high=high))
 
     def _judge_verdict(self, call: Call, verdict: Any) -> None:
@@ -444,7 +508,7 @@ class Observer:
         if batch is None:
             self._history.object("a receipt names one of the compositions", call.name, f"{verdict} for {call.batch}")
             return
-        count, replays = verdict.before, iter(verdict.replays)
+        count, replays, got = verdict.before, iter(verdict.replays), Numbers(verdict.runs)
         admissions: list[tuple[str, int, bool]] = []
         for size, key in zip(batch.sizes, batch.keys or [None] * len(batch.sizes), strict=True):
             replay = None if key is None else next(replays, None)
@@ -453,9 +517,10 @@ class Observer:
                     admissions.append((key, replay.count, True))
             elif count + size <= verdict.limit:
                 count += size
+                last = got.answer(size, verdict.limit).request_count
                 if key is not None:
-                    admissions.append((key, count, False))
-        if count >= verdict.limit:
+                    admissions.append((key, last, False))
+        if count >= verdict.limit and not verdict.out:
             halts = self.halts.setdefault((call.worker, call.name), [])
             halts.append((self._world.time(), (count, verdict.limit)))
         if call.losses == self.losses and call.node is not None:
@@ -475,9 +540,8 @@ class Observer:
             self._history.object("one key, one admission", call.name, f"key {key} got {first} first, and now {last}")
 
 
-#: The word of a claim's reply that is the count before it.
-BEFORE = 5
-FIELDS = (b"count", b"limit", b"epoch", b"lost", b"deleted", b"revision")
+#: The words of a claim's reply that are what its claims got, and what is lent.
+RUNS, LENT = 9, 10
 
 
 class Watched:
@@ -490,6 +554,13 @@ class Watched:
         return getattr(self._store, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "on_disconnect":
+            tell = value
+
+            def value() -> None:
+                self._observer.broken(self._worker)
+                tell()
+
         setattr(self._store, name, value)
 
     async def _watch(self, kind: str, what: Any, *arguments: Any, **options: Any) -> Any:

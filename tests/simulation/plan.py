@@ -93,8 +93,26 @@ class Plan:
         self.words = {word: draw.random() ** 2 for word in ("raise", "lower", "deploy", "reset", "read")}
         self.repairs = draw.choice(("put", "reset", "nothing"))
         self.lag = draw.choice((0.01, 0.3, 2.0))
+        #: Seconds of its own demand that a worker takes ahead. Where it does, there is demand, and limits are far away.
+        self.lease = 0.0
+        self._draw_leases(random.Random(f"lease {seed}"))
         self.faults = sorted([*self._draw_faults(draw), *self._draw_held_words(random.Random(f"words {seed}"))])
         self.replicated = any(fault.kind == "failover" for fault in self.faults)
+
+    def _draw_leases(self, draw: random.Random) -> None:
+        if draw.random() < 0.5:
+            return
+        self.lease = draw.choice((0.01, 0.1, 0.1))
+        self.limits = {name: draw.choice((draw.randint(280, 500), draw.randint(500, 3000))) for name in self.counters}
+        self.setting = self.setting and self.limits["default"]
+        self.counters = self.counters[: draw.choice((1, 2, 2))]
+        self.claims = max(8, round(draw.choice((400, 700)) / self.clients))
+        self.think = draw.choice((0.005, 0.01, 0.03))
+        self.burst = draw.choice((2, 6))
+        self.sizes = draw.choice(((1,), (1, 1, 1, 3), (1, 2, 5, 9)))
+        self.keyed = draw.choice((0.0, 0.0, 0.1))
+        self.workers = draw.randint(1, 3)
+        self.operates = draw.choice((0.1, 0.3, 1.0))
 
     def _draw_faults(self, draw: random.Random) -> list[Fault]:
         weights = {kind: draw.random() for kind, chance in KINDS.items() if draw.random() < chance}

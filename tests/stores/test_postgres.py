@@ -23,9 +23,11 @@ from loadtests.rig.clients import hammer
 from loadtests.rig.waiting import PATIENCE, free_port, wait_until
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import (
+    LEASE_RETURN_SECONDS,
     Batch,
     Counter,
     NoSuchCounter,
+    Replay,
     Seen,
     StateLost,
     StoreError,
@@ -107,7 +109,7 @@ def test_sixteen_at_once_install_the_schema_once(empty_postgres: PostgresServer)
 
     asyncio.run(scenario())
     assert empty_postgres.sql("SELECT version FROM pythonricing.installation") == [(postgres.VERSION,)]
-    assert empty_postgres.sql("SELECT name, count FROM pythonricing.counter") == [("seats", 0)]
+    assert empty_postgres.sql("SELECT name, issued FROM pythonricing.counter") == [("seats", 0)]
 
 
 def test_a_role_that_may_not_install_it_is_told_what_to_run(
@@ -131,7 +133,7 @@ def test_a_newer_schema_is_left_alone(empty_postgres: PostgresServer, tmp_path: 
     run("reset", home=tmp_path, store=empty_postgres.url)
     empty_postgres.sql("UPDATE pythonricing.installation SET version = version + 1", "SELECT")
     line = fails(tmp_path, "serve", store=empty_postgres.url, store_timeout=0.5)
-    assert "version 4, newer than this pythonricing knows (3); upgrade it" in line
+    assert "version 5, newer than this pythonricing knows (4); upgrade it" in line
 
 
 #: What matters of it: the tables, and a procedure that workers of that version call.
@@ -168,18 +170,81 @@ def test_an_older_schema_is_brought_up_to_date_and_keeps_the_counters(empty_post
         delete = await old.prepare("CALL pythonricing.delete(1000, 'set', 1, NULL, NULL)")
         await delete.fetchrow()
         async with opened(empty_postgres.url) as store:
-            assert await store.read("set", earlier) == Counter("set", 4, 10, epoch)
+            assert await store.read("set", earlier) == Counter("set", 4, 10, epoch, issued=4)
             with pytest.raises(StateLost):
                 await store.read("own", earlier)
             with pytest.raises(StateLost):
                 await store.read("lost")
-            assert (await store.put("lost", word(), None))[0] == Counter("lost", 7, 10, epoch, revision=1)
+            assert (await store.put("lost", word(), None))[0] == Counter("lost", 7, 10, epoch, revision=1, issued=7)
             with pytest.raises(NoSuchCounter) as raised:
                 await store.read("gone", earlier)
             assert raised.value.seen == Seen(epoch, 0, 0, 0, deleted=True)
         # A worker of that version executes nothing any more: it connects anew, and is told to upgrade.
         with pytest.raises(asyncpg.UndefinedFunctionError):
             await delete.fetchrow()
+        await old.close()
+
+    asyncio.run(scenario())
+    assert empty_postgres.sql("SELECT version FROM pythonricing.installation") == [(postgres.VERSION,)]
+
+
+#: The same of the version after that.
+VERSION_3 = """
+CREATE SCHEMA pythonricing;
+CREATE TABLE pythonricing.counter (
+  name text PRIMARY KEY, count bigint NOT NULL, "limit" bigint NOT NULL, most bigint NOT NULL DEFAULT 0,
+  epoch bigint NOT NULL, revision bigint NOT NULL DEFAULT 0, base bigint NOT NULL DEFAULT 0,
+  lost boolean NOT NULL DEFAULT false, deleted_until timestamptz
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
+CREATE TABLE pythonricing.receipt (
+  name text, worker text, sequence bigint NOT NULL, reply bigint[] NOT NULL, expires timestamptz NOT NULL,
+  PRIMARY KEY (name, worker)
+);
+CREATE TABLE pythonricing.key (
+  name text, key text, epoch bigint NOT NULL, record bigint[] NOT NULL, expires timestamptz NOT NULL,
+  PRIMARY KEY (name, key)
+);
+CREATE TABLE pythonricing.installation (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  version int NOT NULL, swept timestamptz NOT NULL DEFAULT now()
+);
+CREATE FUNCTION pythonricing.recover(state pythonricing.counter, on_loss text, seen_epoch bigint)
+RETURNS pythonricing.counter LANGUAGE plpgsql AS $$ BEGIN RETURN state; END $$;
+CREATE PROCEDURE pythonricing.claim(patience int, counter_name text, OUT outcome text, OUT reply text[])
+LANGUAGE plpgsql AS $$ BEGIN outcome := 'OK'; END $$;
+INSERT INTO pythonricing.counter VALUES
+  ('set', 4, 10, 3, 1700000000000000, 2, 0, false, NULL), ('lost', 7, 10, 0, 1700000000000000, 1, 0, true, NULL),
+  ('gone', 0, 0, 0, 1700000000000000, 1, 9007199254740992, false, now() + interval '1 day');
+INSERT INTO pythonricing.receipt VALUES
+  ('set', 'old', 7, '{0,1700000000000000,2,10,3,2,NULL}', now() + interval '1 day');
+INSERT INTO pythonricing.key VALUES ('set', 'k', 1700000000000000, '{2,4,10,1}', now() + interval '1 day');
+INSERT INTO pythonricing.installation (version) VALUES (3);
+"""
+
+
+def test_a_schema_without_leases_is_brought_up_to_date_and_keeps_all(empty_postgres: PostgresServer) -> None:
+    empty_postgres.sql(VERSION_3, "SELECT")
+    epoch = 1_700_000_000_000_000
+
+    async def scenario() -> None:
+        old = await asyncpg.connect(empty_postgres.url)
+        claim = await old.prepare("CALL pythonricing.claim(1000, 'set', NULL, NULL)")
+        await claim.fetchrow()
+        async with opened(empty_postgres.url) as store:
+            kept = Counter("set", 4, 10, epoch, revision=2, most=3, issued=4)
+            assert await store.read("set", kept.seen) == kept
+            verdict = await store.claim(batch("set", 2, 1, keys=["k", None]))
+            assert (verdict.replays, verdict.runs, verdict.lent) == ([Replay(2, 4, 10, True)], [(5, 5)], [])
+            with pytest.raises(StateLost):
+                await store.read("lost")
+            with pytest.raises(NoSuchCounter) as raised:
+                await store.read("gone")
+            assert raised.value.seen == Seen(epoch, 1, 0, 0, deleted=True)
+            assert [counter.count for counter in await store.browse(10)] == [7, 5]
+            await store.put("set", word(), 1000, 0)
+            assert (await store.claim(batch("set", sequence=2, want=8))).lent == [(6, 13)]
+        with pytest.raises(asyncpg.UndefinedFunctionError):
+            await claim.fetchrow()
         await old.close()
 
     asyncio.run(scenario())
@@ -467,7 +532,7 @@ def test_what_no_standby_has_confirmed_is_no_admission(
         running.stop()
         # What was in doubt was counted at most once each.
         assert answer["request_count"] <= 5
-        assert empty_postgres.sql("SELECT count FROM pythonricing.counter") == [(answer["request_count"],)]
+        assert empty_postgres.sql("SELECT issued FROM pythonricing.counter") == [(answer["request_count"],)]
     finally:
         empty_postgres.terminate_backends()
         empty_postgres.sql("DROP ROLE hasty", "SELECT")
@@ -504,7 +569,7 @@ def test_a_wait_for_a_standby_that_is_cut_off_is_waited_anew(
             assert await act(store) == reply
 
     asyncio.run(scenario())
-    assert empty_postgres.sql("SELECT count(*) FROM pythonricing.counter WHERE count <= 3 AND revision <= 2") == [(1,)]
+    assert empty_postgres.sql("SELECT count(*) FROM pythonricing.counter WHERE issued <= 3 AND revision <= 2") == [(1,)]
 
 
 def test_killing_the_service_at_any_moment_leaves_no_transaction_and_no_lock(
@@ -663,6 +728,47 @@ def test_one_worker_cleans_up_for_all(empty_postgres: PostgresServer) -> None:
             for pause, left in ((3600, 1), (0, 0)):
                 call = sweep[0].format(pause)
                 assert await asyncio.to_thread(empty_postgres.sql, call, sweep[1]) == [(left,)]
+
+    asyncio.run(scenario())
+
+
+def test_a_lease_is_waited_for_by_the_servers_clock(empty_postgres: PostgresServer) -> None:
+    async def scenario() -> None:
+        async with opened(empty_postgres.url) as store:
+            await store.put("seats", word(), 1000)
+            assert (await store.claim(batch("seats", want=15))).lent == [(1, 15)]
+            started = await store.clock("seats")
+            await store.put("seats", word(), 20)
+            verdict = await store.claim(batch("seats", 6, worker="v", keys=["k"]))
+            now = await store.clock("seats")
+            if now - started < LEASE_RETURN_SECONDS * 1e6:
+                assert (verdict.runs, verdict.out, (await store.browse(1))[0].count) == ([], 15, 15)
+            await asyncio.sleep(LEASE_RETURN_SECONDS)
+            assert (await store.claim(batch("seats", 6, worker="v", sequence=2, keys=["k"]))).out == 0
+            counter = await store.read("seats")
+            assert (counter.count, counter.leased) == (15, 0)
+            # What comes back all the same is free again; what was refused for good stays so.
+            verdict = await store.claim(batch("seats", 6, 6, sequence=2, keys=["k", "l"], back=[(1, 15)]))
+            assert (verdict.replays, verdict.runs) == ([Replay(6, 15, 20, False), None], [(1, 6)])
+            counter = await store.read("seats")
+            assert (counter.count, counter.issued, counter.moved) == (6, 15, 21)
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_each_connection_is_told(empty_postgres: PostgresServer) -> None:
+    ends = []
+
+    async def scenario() -> None:
+        async with opened(empty_postgres.url) as store:
+            store.on_disconnect = lambda: ends.append(1)
+            await asyncio.gather(*(store.claim(batch(f"seats-{number}", 1)) for number in range(50)))
+            connections = len(store._sessions)
+            await asyncio.to_thread(
+                empty_postgres.sql,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pythonricing%'",
+            )
+            await asyncio.to_thread(wait_until, lambda: len(ends) == connections, "the ends to be told")
 
     asyncio.run(scenario())
 

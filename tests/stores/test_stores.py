@@ -171,7 +171,7 @@ def test_a_batch_whose_repeat_was_told_of_a_loss_is_not_executed_when_it_arrives
     now = seen(opened)
     for _ in range(2):  # the first reply was lost
         with pytest.raises(StateLost):
-            opened.claim(1, sequence=7, attempt=1, seen=msgspec.structs.replace(now, count=6))
+            opened.claim(1, sequence=7, attempt=1, seen=msgspec.structs.replace(now, issued=6))
     put(opened, 10)
     with pytest.raises(StateLost):
         opened.claim(1, 1, sequence=7, attempt=0)
@@ -598,7 +598,7 @@ def test_a_put_that_was_the_first_to_notice_a_loss_ends_none_when_it_is_sent_aga
     put(opened, 10)
     opened.claim(4)
     now = seen(opened)
-    first = Word("first", 2**53, msgspec.structs.replace(now, count=6))
+    first = Word("first", 2**53, msgspec.structs.replace(now, issued=6))
     for _ in range(2):  # the first reply was lost
         with pytest.raises(StateLost):
             opened.run(opened.store.put(opened.name, first, 10))
@@ -756,7 +756,7 @@ async def fall_back(url: str, name: str, count: int) -> None:
     """Give a counter another count, behind the store's back."""
     if url.startswith("postgresql"):
         connection = await asyncpg.connect(url)
-        await connection.execute("UPDATE pythonricing.counter SET count = $2 WHERE name = $1", name, count)
+        await connection.execute("UPDATE pythonricing.counter SET issued = $2 WHERE name = $1", name, count)
         await connection.close()
         return
     route = route_to(url, 10.0)

@@ -20,48 +20,19 @@ CREATE SCHEMA IF NOT EXISTS pythonricing;
 -- (heap-only tuples), where the next batches prune them.
 CREATE TABLE IF NOT EXISTS pythonricing.counter (
   name text PRIMARY KEY,
-  count bigint NOT NULL,
+  issued bigint NOT NULL,              -- the highest number that ever left it
   "limit" bigint NOT NULL,
   most bigint NOT NULL DEFAULT 0,      -- the largest claim, 0: no bound
   epoch bigint NOT NULL,               -- 0 only while a transaction makes the row
   revision bigint NOT NULL DEFAULT 0,
   base bigint NOT NULL DEFAULT 0,      -- the highest number of earlier epochs that this one takes account of;
                                        -- negative: the last epoch of which it takes account of all
-  lost boolean NOT NULL DEFAULT false, -- data turned out to be gone or too old; the count is the highest one known
-  deleted_until timestamptz            -- of a tombstone: when it is forgotten, never as long as it is lost too
+  lost boolean NOT NULL DEFAULT false, -- data turned out to be gone or too old; `issued` is the highest one known
+  deleted_until timestamptz,           -- of a tombstone: when it is forgotten, never as long as it is lost too
+  moved bigint NOT NULL DEFAULT 0,     -- the numbers that ever became free or were given again
+  free int8multirange,                 -- the numbers that came back; null: none
+  lent bigint                          -- when a lease was last given, in microseconds; null: none is out
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
-
--- Step 3, from versions 1 and 2. Their workers find their procedures gone, and are told to upgrade: docs/upgrades.md says
--- what a later step owes to running workers.
-DO $$
-DECLARE
-  old regprocedure;
-BEGIN
-  PERFORM FROM pg_attribute
-    WHERE attrelid = 'pythonricing.counter'::regclass AND attname = 'by_operator' AND NOT attisdropped;
-  IF NOT FOUND THEN
-    RETURN;
-  END IF;
-  FOR old IN SELECT oid FROM pg_proc
-    WHERE pronamespace = 'pythonricing'::regnamespace AND proname IN ('claim', 'put', 'delete', 'sweep')
-  LOOP
-    EXECUTE format('DROP PROCEDURE %s', old);
-  END LOOP;
-  ALTER TABLE pythonricing.counter
-    ADD COLUMN most bigint NOT NULL DEFAULT 0,
-    ADD COLUMN revision bigint NOT NULL DEFAULT 0,
-    ADD COLUMN base bigint NOT NULL DEFAULT 0;
-  UPDATE pythonricing.counter
-    SET count = greatest(count, lost, 0), "limit" = coalesce("limit", 0),
-      base = CASE WHEN by_operator OR deleted_until IS NOT NULL THEN 9007199254740992 ELSE 0 END;
-  ALTER TABLE pythonricing.counter
-    ALTER COLUMN count SET NOT NULL,
-    ALTER COLUMN "limit" SET NOT NULL,
-    ALTER COLUMN lost TYPE boolean USING lost IS NOT NULL,
-    ALTER COLUMN lost SET DEFAULT false,
-    ALTER COLUMN lost SET NOT NULL,
-    DROP COLUMN by_operator;
-END $$;
 
 -- The reply to each worker's last batch, and to each word of an operator, whose id stands for the worker.
 CREATE TABLE IF NOT EXISTS pythonricing.receipt (
@@ -70,6 +41,8 @@ CREATE TABLE IF NOT EXISTS pythonricing.receipt (
   sequence bigint NOT NULL,
   reply bigint[] NOT NULL,
   expires timestamptz NOT NULL,  -- not indexed, so that updates stay heap-only
+  held int8multirange,           -- the worker's lease; null: none
+  lent bigint,                   -- when it was last lent to, in microseconds
   PRIMARY KEY (name, worker)
 ) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 
@@ -78,7 +51,7 @@ CREATE TABLE IF NOT EXISTS pythonricing.key (
   name text,
   key text,
   epoch bigint NOT NULL,
-  record bigint[] NOT NULL,  -- size, count, limit, admitted (1 or 0)
+  record bigint[] NOT NULL,  -- size, count, limit, admitted (1 or 0), and its runs where it got several
   expires timestamptz NOT NULL,
   PRIMARY KEY (name, key)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
@@ -90,6 +63,45 @@ CREATE TABLE IF NOT EXISTS pythonricing.installation (
   version int NOT NULL,
   swept timestamptz NOT NULL DEFAULT now()
 );
+
+-- As earlier versions have left it. Their workers find their procedures gone, and are told to upgrade: docs/upgrades.md
+-- says what a later step owes to running workers.
+DO $$
+DECLARE
+  old record;
+BEGIN
+  PERFORM FROM pg_attribute
+    WHERE attrelid = 'pythonricing.counter'::regclass AND attname = 'count' AND NOT attisdropped;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  FOR old IN SELECT oid::regprocedure AS routine FROM pg_proc WHERE pronamespace = 'pythonricing'::regnamespace LOOP
+    EXECUTE format('DROP ROUTINE %s', old.routine);
+  END LOOP;
+  PERFORM FROM pg_attribute
+    WHERE attrelid = 'pythonricing.counter'::regclass AND attname = 'by_operator' AND NOT attisdropped;
+  IF FOUND THEN -- version 1 or 2
+    ALTER TABLE pythonricing.counter
+      ADD COLUMN most bigint NOT NULL DEFAULT 0,
+      ADD COLUMN revision bigint NOT NULL DEFAULT 0,
+      ADD COLUMN base bigint NOT NULL DEFAULT 0;
+    UPDATE pythonricing.counter
+      SET count = greatest(count, lost, 0), "limit" = coalesce("limit", 0),
+        base = CASE WHEN by_operator OR deleted_until IS NOT NULL THEN 9007199254740992 ELSE 0 END;
+    ALTER TABLE pythonricing.counter
+      ALTER COLUMN count SET NOT NULL,
+      ALTER COLUMN "limit" SET NOT NULL,
+      ALTER COLUMN lost TYPE boolean USING lost IS NOT NULL,
+      ALTER COLUMN lost SET DEFAULT false,
+      ALTER COLUMN lost SET NOT NULL,
+      DROP COLUMN by_operator;
+  END IF;
+  ALTER TABLE pythonricing.counter RENAME COLUMN count TO issued;
+  ALTER TABLE pythonricing.counter
+    ADD COLUMN moved bigint NOT NULL DEFAULT 0, ADD COLUMN free int8multirange, ADD COLUMN lent bigint;
+  ALTER TABLE pythonricing.receipt
+    ADD COLUMN IF NOT EXISTS held int8multirange, ADD COLUMN IF NOT EXISTS lent bigint;
+END $$;
 
 -- Start a transaction that sees what others commit, whatever the database's default: a later statement must see what
 -- was committed while it waited for the counter's row.
@@ -115,55 +127,143 @@ $$;
 
 -- Make a row for a counter that has none, or none but an expired tombstone: with epoch 0 it stands for no counter.
 CREATE OR REPLACE FUNCTION pythonricing.make_row(counter_name text) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO pythonricing.counter AS c (name, count, "limit", epoch) VALUES (counter_name, 0, 0, 0)
+  INSERT INTO pythonricing.counter AS c (name, issued, "limit", epoch) VALUES (counter_name, 0, 0, 0)
     ON CONFLICT (name) DO UPDATE
-      SET count = 0, "limit" = 0, most = 0, epoch = 0, revision = 0, base = 0, lost = false, deleted_until = NULL
+      SET issued = 0, "limit" = 0, most = 0, epoch = 0, revision = 0, base = 0, lost = false, deleted_until = NULL,
+        moved = 0, free = NULL, lent = NULL
       WHERE c.deleted_until <= clock_timestamp()
 $$;
 
-CREATE OR REPLACE FUNCTION pythonricing.save(state pythonricing.counter, tombstone_seconds int) RETURNS void
-LANGUAGE sql AS $$
+-- `anew`: it begins an epoch, or is what is left after a loss, so that nothing is free and no lease is known.
+CREATE OR REPLACE FUNCTION pythonricing.save(state pythonricing.counter, tombstone_seconds int, anew boolean)
+RETURNS void LANGUAGE sql AS $$
+  UPDATE pythonricing.receipt r SET held = NULL, lent = NULL
+    WHERE anew AND r.name = state.name AND r.held IS NOT NULL;
   UPDATE pythonricing.counter c
-    SET count = state.count, "limit" = state."limit", most = state.most, epoch = state.epoch,
+    SET issued = state.issued, "limit" = state."limit", most = state.most, epoch = state.epoch,
       revision = state.revision, base = state.base, lost = state.lost,
       deleted_until = CASE
         WHEN state.deleted_until IS NULL THEN NULL
         WHEN state.lost THEN 'infinity'
         ELSE clock_timestamp() + make_interval(secs => tombstone_seconds)
-      END
+      END,
+      moved = state.moved,
+      free = CASE WHEN NOT anew THEN c.free END,
+      lent = CASE WHEN NOT anew THEN c.lent END
     WHERE c.name = state.name
 $$;
+
+-- How many numbers there are in runs.
+CREATE OR REPLACE FUNCTION pythonricing.total(runs int8multirange) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+  SELECT coalesce(sum(upper(run) - lower(run)), 0)::bigint FROM unnest(runs) run
+$$;
+
+-- Append a run to the first and last numbers of others; one that follows the last one is added to it.
+CREATE OR REPLACE FUNCTION pythonricing.add(runs bigint[], first bigint, last bigint) RETURNS bigint[]
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  IF runs[cardinality(runs)] + 1 = first THEN
+    runs[cardinality(runs)] := last;
+    RETURN runs;
+  END IF;
+  RETURN runs || ARRAY[first, last];
+END $$;
+
+-- How many numbers are out on leases that may come back: they do for 0.3 s. Without those of one worker.
+CREATE OR REPLACE FUNCTION pythonricing.leased(state pythonricing.counter, but_worker text) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+  young bigint;
+BEGIN
+  IF state.lent IS NULL THEN
+    RETURN 0;
+  END IF;
+  young := pythonricing.clock() - 300000;
+  IF state.lent <= young THEN
+    RETURN 0;
+  END IF;
+  RETURN (
+    SELECT coalesce(sum(pythonricing.total(r.held)), 0) FROM pythonricing.receipt r
+    WHERE r.name = state.name AND r.worker <> but_worker AND r.lent > young);
+END $$;
+
+-- Numbers from at most so many free runs, the lowest first, and the rest of them fresh, as far as the limit goes.
+CREATE OR REPLACE PROCEDURE pythonricing.gather(
+  INOUT counter pythonricing.counter, size bigint, at_most bigint, INOUT got bigint[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  run int8range;
+  part bigint;
+BEGIN
+  got := '{}';
+  FOR run IN SELECT free FROM unnest(counter.free) free ORDER BY free LIMIT at_most LOOP
+    EXIT WHEN size = 0;
+    part := least(size, upper(run) - lower(run));
+    got := got || ARRAY[lower(run), lower(run) + part - 1];
+    counter.free := counter.free - int8multirange(int8range(lower(run), lower(run) + part));
+    counter.moved := counter.moved + part;
+    size := size - part;
+  END LOOP;
+  size := least(size, counter."limit" - counter.issued);
+  IF size > 0 THEN
+    got := pythonricing.add(got, counter.issued + 1, counter.issued + size);
+    counter.issued := counter.issued + size;
+  END IF;
+END $$;
+
+-- The numbers of an admitted claim: one run, unless only scattered ones are left.
+CREATE OR REPLACE PROCEDURE pythonricing.take(
+  INOUT counter pythonricing.counter, size bigint, INOUT got bigint[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  first bigint;
+BEGIN
+  SELECT lower(run) INTO first FROM unnest(counter.free) run
+    WHERE upper(run) - lower(run) >= size ORDER BY run LIMIT 1;
+  IF NOT FOUND THEN
+    CALL pythonricing.gather(
+      counter, size, CASE WHEN counter.issued + size <= counter."limit" THEN 0 END, got);
+    RETURN;
+  END IF;
+  counter.free := counter.free - int8multirange(int8range(first, first + size));
+  counter.moved := counter.moved + size;
+  got := ARRAY[first, first + size - 1];
+END $$;
 
 -- The state with whatever a worker has seen beyond it, which the store has lost then; null if there is nothing.
 CREATE OR REPLACE FUNCTION pythonricing.reconcile(
   state pythonricing.counter,
-  seen_epoch bigint, seen_revision bigint, seen_count bigint, seen_limit bigint, seen_most bigint, seen_deleted boolean
+  seen_epoch bigint, seen_revision bigint, seen_issued bigint, seen_limit bigint, seen_most bigint, seen_deleted boolean,
+  seen_moved bigint
 ) RETURNS pythonricing.counter LANGUAGE plpgsql AS $$
 BEGIN
   IF seen_epoch IS NULL THEN
     RETURN NULL;
   ELSIF state.epoch > seen_epoch THEN
     -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-    IF (seen_epoch <= -state.base OR seen_count <= greatest(state.base, 0)) AND NOT (seen_revision > 0 AND state.revision = 0) THEN
+    IF (seen_epoch <= -state.base OR seen_issued <= greatest(state.base, 0)) AND NOT (seen_revision > 0 AND state.revision = 0) THEN
       RETURN NULL;
     END IF;
-    state.count := greatest(state.count, seen_count);
+    state.issued := greatest(state.issued, seen_issued);
     IF state.revision > 0 OR seen_deleted THEN
       RETURN state;
     END IF;
   ELSIF state.epoch = seen_epoch AND state.revision >= seen_revision THEN
-    IF state.deleted_until IS NOT NULL OR state.count >= seen_count THEN
+    IF state.deleted_until IS NOT NULL OR (state.issued >= seen_issued AND state.moved >= seen_moved) THEN
       RETURN NULL;
     END IF;
-    state.count := seen_count;
+    state.issued := greatest(state.issued, seen_issued);
+    state.moved := greatest(state.moved, seen_moved);
     RETURN state;
   ELSE
     IF state.epoch < seen_epoch THEN
       state.epoch := seen_epoch;
-      state.count := seen_count;
+      state.issued := seen_issued;
+      state.moved := seen_moved;
       state.base := 0;
     END IF;
-    state.count := greatest(state.count, seen_count);
+    state.issued := greatest(state.issued, seen_issued);
+    state.moved := greatest(state.moved, seen_moved);
     state.deleted_until := CASE WHEN seen_deleted THEN 'infinity'::timestamptz END;
   END IF;
   state.revision := seen_revision;
@@ -175,16 +275,20 @@ END $$;
 -- The same, marked as lost ("halt"), or raised to what is known ("raise"), as a counter that was marked before is too.
 CREATE OR REPLACE FUNCTION pythonricing.recover(
   state pythonricing.counter, on_loss text,
-  seen_epoch bigint, seen_revision bigint, seen_count bigint, seen_limit bigint, seen_most bigint, seen_deleted boolean
+  seen_epoch bigint, seen_revision bigint, seen_issued bigint, seen_limit bigint, seen_most bigint, seen_deleted boolean,
+  seen_moved bigint
 ) RETURNS pythonricing.counter LANGUAGE plpgsql AS $$
 DECLARE
   more pythonricing.counter := pythonricing.reconcile(
-    state, seen_epoch, seen_revision, seen_count, seen_limit, seen_most, seen_deleted);
+    state, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved);
 BEGIN
   IF more.name IS NULL AND state.lost AND on_loss = 'raise' THEN
     more := state;
   END IF;
   IF more.name IS NOT NULL THEN
+    -- What an older copy calls free may have been given since, what it calls leased may have come back.
+    more.free := NULL;
+    more.lent := NULL;
     more.lost := on_loss = 'halt';
   END IF;
   RETURN more;
@@ -219,10 +323,13 @@ END $$;
 
 -- One batch of claims on one counter: executed once, however often it is sent.
 --
--- The claims are runs in arrival order: times[i] claims of sizes[i]; one with a key is a run of its own.
--- `outcome` is OK, MISSING, LOST or STALE; `reply` is attempt, epoch, revision, limit, most, the count before, the count
--- before a loss raised it to that (or null), and for each keyed claim its size, count, limit and admitted, or four zeros
--- where the key was new. MISSING replies epoch and revision of the deletion if that is known.
+-- The claims are groups in arrival order: times[i] claims of sizes[i]; one with a key is a group of its own. Runs of
+-- numbers are pairs of the first and the last one.
+-- `outcome` is OK, MISSING, LOST or STALE; `reply` is attempt, epoch, revision, limit, most, the numbers taken before, issued
+-- and moved, the numbers out on leases that may come back (if a claim was not admitted or none was made, or else 0), what
+-- was issued before a loss raised it (or null), the length of what follows: the runs that the admitted claims got, the same
+-- of what the worker is lent, and for each keyed claim the length of its record, and that, or 0 where the key was new.
+-- MISSING replies epoch and revision of the deletion if that is known.
 CREATE OR REPLACE PROCEDURE pythonricing.claim(
   patience int,
   counter_name text,
@@ -237,10 +344,14 @@ CREATE OR REPLACE PROCEDURE pythonricing.claim(
   on_loss text,           -- "halt" marks the counter as lost; "raise" lifts it to what is known of it
   seen_epoch bigint,      -- what the worker has seen of the counter, or nulls
   seen_revision bigint,
-  seen_count bigint,
+  seen_issued bigint,
   seen_limit bigint,
   seen_most bigint,
   seen_deleted boolean,
+  seen_moved bigint,
+  want bigint,            -- how many numbers the worker wants to be lent
+  back bigint[],          -- the runs of its lease that it gives back, or null
+  still bigint[],         -- the runs of its lease that it still holds, or null
   times bigint[],
   sizes bigint[],
   keys text[],
@@ -253,9 +364,20 @@ DECLARE
   receipt pythonricing.receipt;
   claim record;
   answer bigint[];
+  records bigint[] := '{}';
   known bigint[];
-  total bigint;
-  admitted boolean;
+  runs bigint[] := '{}';
+  got bigint[];
+  lent bigint[] := '{}';
+  held int8multirange;
+  run int8multirange;
+  stored bigint;
+  before bigint;
+  taken bigint;
+  size bigint;
+  scattered boolean := false;
+  admitted bigint;
+  waited bigint;
   raised bigint;
   writing boolean := batch_sequence > 0;
   changed boolean := false;
@@ -288,9 +410,10 @@ BEGIN
         RETURN;
       END IF;
     END IF;
-    IF counter.lost OR counter.epoch <> seen_epoch OR counter.revision <> seen_revision OR counter.count < seen_count THEN
+    IF counter.lost OR counter.epoch <> seen_epoch OR counter.revision <> seen_revision
+      OR counter.issued < seen_issued OR counter.moved < seen_moved THEN
       more := pythonricing.recover(
-        counter, on_loss, seen_epoch, seen_revision, seen_count, seen_limit, seen_most, seen_deleted);
+        counter, on_loss, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved);
     END IF;
     EXIT WHEN CASE
       WHEN counter.name IS NULL THEN seen_epoch IS NULL AND create_limit IS NULL
@@ -303,9 +426,10 @@ BEGIN
   END LOOP;
 
   IF more.name IS NOT NULL THEN
-    raised := CASE WHEN NOT more.lost THEN counter.count END;
+    raised := CASE WHEN NOT more.lost THEN counter.issued END;
     counter := more;
-    PERFORM pythonricing.save(counter, tombstone_seconds);
+    PERFORM pythonricing.save(counter, tombstone_seconds, true);
+    receipt.held := NULL;
     changed := true;
   END IF;
   IF counter.lost THEN
@@ -327,59 +451,152 @@ BEGIN
       counter.base := -counter.epoch;
     END IF;
     counter.epoch := pythonricing.new_epoch(greatest(counter.epoch, seen_epoch));
-    counter.count := 0;
+    counter.issued := 0;
+    counter.moved := 0;
+    counter.free := NULL;
+    counter.lent := NULL;
     counter."limit" := create_limit;
     counter.most := 0;
     counter.deleted_until := NULL;
     raised := NULL;
-    PERFORM pythonricing.save(counter, tombstone_seconds);
+    PERFORM pythonricing.save(counter, tombstone_seconds, true);
+    receipt.held := NULL;
     changed := true;
   END IF;
 
   outcome := 'OK';
-  answer := ARRAY[
-    batch_attempt, counter.epoch, counter.revision, counter."limit", counter.most, counter.count, raised];
-  reply := answer;
+  stored := counter.issued;
   IF batch_sequence = 0 THEN
+    reply := ARRAY[
+      batch_attempt, counter.epoch, counter.revision, counter."limit", counter.most,
+      counter.issued - pythonricing.total(counter.free), counter.issued, counter.moved,
+      pythonricing.leased(counter, ''), raised, 0, 0];
     IF writing THEN
       CALL pythonricing.finish(changed);
     END IF;
     RETURN;
   END IF;
-  total := counter.count;
-  FOR claim IN SELECT * FROM unnest(times, sizes, keys) AS claims (times, size, key) LOOP
-    IF claim.key IS NULL THEN
-      IF total < counter."limit" AND (counter.most = 0 OR claim.size <= counter.most) THEN
-        total := total + claim.size * least(claim.times, (counter."limit" - total) / claim.size);
-      END IF;
-      CONTINUE;
-    END IF;
-    SELECT k.record INTO known FROM pythonricing.key k
-      WHERE k.name = counter_name AND k.key = claim.key AND k.epoch = counter.epoch AND k.expires > clock_timestamp();
-    IF NOT FOUND THEN
-      known := ARRAY[0, 0, 0, 0];
-      IF counter.most = 0 OR claim.size <= counter.most THEN
-        admitted := total + claim.size <= counter."limit";
-        IF admitted THEN
-          total := total + claim.size;
-        END IF;
-        INSERT INTO pythonricing.key AS k (name, key, epoch, record, expires) VALUES (
-            counter_name, claim.key, counter.epoch, ARRAY[claim.size, total, counter."limit", admitted::int],
-            clock_timestamp() + make_interval(secs => CASE WHEN admitted THEN key_seconds ELSE refused_key_seconds END))
-          ON CONFLICT (name, key) DO UPDATE
-            SET epoch = excluded.epoch, record = excluded.record, expires = excluded.expires;
-      END IF;
-    END IF;
-    answer := answer || known;
-  END LOOP;
 
-  IF total > counter.count THEN
-    UPDATE pythonricing.counter c SET count = total WHERE c.name = counter_name;
+  -- What the worker gives back becomes free, as far as it was lent in this state. Whatever else is said, no number counts
+  -- as free and as held, or twice.
+  IF receipt.held IS NOT NULL THEN
+    FOR i IN 1..coalesce(cardinality(back), 0) BY 2 LOOP
+      run := int8multirange(int8range(back[i], back[i + 1], '[]'));
+      IF receipt.held @> run THEN
+        receipt.held := receipt.held - run;
+        counter.free := coalesce(counter.free, '{}') + run;
+        counter.moved := counter.moved + back[i + 1] - back[i] + 1;
+        changed := true;
+      END IF;
+    END LOOP;
+    FOR i IN 1..coalesce(cardinality(still), 0) BY 2 LOOP
+      run := int8multirange(int8range(still[i], still[i + 1], '[]'));
+      IF receipt.held @> run THEN
+        receipt.held := receipt.held - run;
+        held := coalesce(held, '{}') + run;
+      END IF;
+    END LOOP;
   END IF;
-  INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires) VALUES (
-      counter_name, worker_id, batch_sequence, answer, clock_timestamp() + make_interval(secs => receipt_seconds))
+
+  taken := counter.issued;
+  IF counter.free IS NOT NULL THEN
+    scattered := true;
+    changed := true;
+    taken := taken - pythonricing.total(counter.free);
+  END IF;
+  before := taken;
+  FOR claim IN SELECT * FROM unnest(times, sizes, keys) AS claims (times, size, key) LOOP
+    IF claim.key IS NOT NULL THEN
+      SELECT k.record INTO known FROM pythonricing.key k
+        WHERE k.name = counter_name AND k.key = claim.key AND k.epoch = counter.epoch AND k.expires > clock_timestamp();
+      IF FOUND THEN
+        records := records || cardinality(known)::bigint || known;
+        CONTINUE;
+      END IF;
+      records := records || 0::bigint;
+    END IF;
+    CONTINUE WHEN counter.most > 0 AND claim.size > counter.most;
+    admitted := 0;
+    IF taken < counter."limit" THEN
+      admitted := least(claim.times, (counter."limit" - taken) / claim.size);
+      taken := taken + admitted * claim.size;
+      IF scattered THEN
+        FOR n IN 1..admitted LOOP
+          CALL pythonricing.take(counter, claim.size, got);
+          FOR i IN 1..cardinality(got) BY 2 LOOP
+            runs := pythonricing.add(runs, got[i], got[i + 1]);
+          END LOOP;
+        END LOOP;
+      ELSE
+        counter.issued := counter.issued + admitted * claim.size;
+      END IF;
+    END IF;
+    IF admitted < claim.times AND waited IS NULL THEN
+      waited := pythonricing.leased(counter, worker_id);
+      IF held IS NOT NULL AND receipt.lent > pythonricing.clock() - 300000 THEN
+        waited := waited + pythonricing.total(held);
+      END IF;
+    END IF;
+    -- A refusal is remembered once no lease can make room any more.
+    IF claim.key IS NOT NULL AND (admitted > 0 OR taken + claim.size - waited > counter."limit") THEN
+      known := ARRAY[claim.size, taken, counter."limit", admitted];
+      IF admitted > 0 AND scattered THEN
+        known[2] := got[cardinality(got)];
+        IF cardinality(got) > 2 THEN
+          known := known || got;
+        END IF;
+      ELSIF admitted > 0 THEN
+        known[2] := counter.issued;
+      END IF;
+      INSERT INTO pythonricing.key AS k (name, key, epoch, record, expires) VALUES (
+          counter_name, claim.key, counter.epoch, known,
+          clock_timestamp() + make_interval(secs => CASE WHEN admitted > 0 THEN key_seconds ELSE refused_key_seconds END))
+        ON CONFLICT (name, key) DO UPDATE
+          SET epoch = excluded.epoch, record = excluded.record, expires = excluded.expires;
+    END IF;
+  END LOOP;
+  IF waited IS NULL AND taken >= counter."limit" THEN
+    waited := pythonricing.leased(counter, worker_id);
+    IF held IS NOT NULL AND receipt.lent > pythonricing.clock() - 300000 THEN
+      waited := waited + pythonricing.total(held);
+    END IF;
+  END IF;
+  IF counter.issued > stored THEN
+    changed := true;
+    IF NOT scattered THEN
+      runs := ARRAY[stored + 1, counter.issued];
+    END IF;
+  END IF;
+
+  -- A lease is at most 1/64 of what is left and at least 4 numbers, of at most 8 free runs; none is given above 64 of them.
+  IF want > 0 THEN
+    size := least(want, (counter."limit" - taken) / 64);
+    IF size >= 4 AND (SELECT count(*) <= 64 FROM unnest(counter.free)) THEN
+      CALL pythonricing.gather(counter, size, 8, lent);
+      held := coalesce(held, '{}');
+      FOR i IN 1..cardinality(lent) BY 2 LOOP
+        held := held + int8multirange(int8range(lent[i], lent[i + 1], '[]'));
+      END LOOP;
+      receipt.lent := pythonricing.clock();
+      counter.lent := receipt.lent;
+      changed := true;
+    END IF;
+  END IF;
+
+  IF changed THEN
+    UPDATE pythonricing.counter c
+      SET issued = counter.issued, moved = counter.moved, free = nullif(counter.free, '{}'), lent = counter.lent
+      WHERE c.name = counter_name;
+  END IF;
+  answer := ARRAY[
+    batch_attempt, counter.epoch, counter.revision, counter."limit", counter.most, before, counter.issued, counter.moved,
+    coalesce(waited, 0), raised, cardinality(runs)] || runs || cardinality(lent)::bigint || lent || records;
+  INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires, held, lent) VALUES (
+      counter_name, worker_id, batch_sequence, answer, clock_timestamp() + make_interval(secs => receipt_seconds),
+      held, CASE WHEN held IS NOT NULL THEN receipt.lent END)
     ON CONFLICT (name, worker) DO UPDATE
-      SET sequence = excluded.sequence, reply = excluded.reply, expires = excluded.expires;
+      SET sequence = excluded.sequence, reply = excluded.reply, expires = excluded.expires, held = excluded.held,
+        lent = excluded.lent;
   reply := answer;
   COMMIT;
 END $$;
@@ -422,8 +639,9 @@ END $$;
 --
 -- `how`: "change" keeps the count and ends the state of a lost counter, but not of one of which nobody knew that it is
 -- lost; "restart" begins a new epoch at 0; "configure" is the settings' word, which leaves a lost counter lost.
--- `outcome` is OK, LATE, LOST or MISSING (see claim); `reply` is created (1 or 0), epoch, revision, limit, most, count and
--- the count before a loss raised it, or null.
+-- `outcome` is OK, LATE, LOST or MISSING (see claim); `reply` is created (1 or 0), epoch, revision, limit, most, the
+-- numbers taken, issued, moved, those out on leases that may come back, and what was issued before a loss raised it, or
+-- null.
 CREATE OR REPLACE PROCEDURE pythonricing.put(
   patience int,
   counter_name text,
@@ -437,10 +655,11 @@ CREATE OR REPLACE PROCEDURE pythonricing.put(
   on_loss text,       -- and what was seen, as in claim
   seen_epoch bigint,
   seen_revision bigint,
-  seen_count bigint,
+  seen_issued bigint,
   seen_limit bigint,
   seen_most bigint,
   seen_deleted boolean,
+  seen_moved bigint,
   OUT outcome text,
   OUT reply text[]
 ) LANGUAGE plpgsql AS $$
@@ -459,11 +678,11 @@ BEGIN
   IF how <> 'restart' THEN
     marked := counter.lost;
     more := pythonricing.recover(
-      counter, on_loss, seen_epoch, seen_revision, seen_count, seen_limit, seen_most, seen_deleted);
+      counter, on_loss, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved);
     IF more.name IS NOT NULL THEN
-      raised := CASE WHEN NOT more.lost THEN counter.count END;
+      raised := CASE WHEN NOT more.lost THEN counter.issued END;
       counter := more;
-      PERFORM pythonricing.save(counter, tombstone_seconds);
+      PERFORM pythonricing.save(counter, tombstone_seconds, true);
     END IF;
     IF counter.lost AND (how = 'configure' OR NOT marked) THEN
       -- With a receipt: sent again, it must not end the loss that it was the first to notice.
@@ -495,21 +714,26 @@ BEGIN
     END;
     counter.base := CASE WHEN how = 'restart' THEN 9007199254740992 ELSE -counter.epoch END;
     counter.epoch := pythonricing.new_epoch(greatest(counter.epoch, seen_epoch));
-    counter.count := 0;
+    counter.issued := 0;
+    counter.moved := 0;
+    counter.free := NULL;
+    counter.lent := NULL;
     counter.deleted_until := NULL;
     raised := NULL;
   ELSIF counter.lost OR (new_limit, new_most) <> (counter."limit", counter.most) THEN
     counter.revision := counter.revision + 1;
-    counter.base := CASE WHEN counter.lost AND counter.base >= 0 THEN greatest(counter.base, counter.count) ELSE counter.base END;
+    counter.base := CASE WHEN counter.lost AND counter.base >= 0 THEN greatest(counter.base, counter.issued) ELSE counter.base END;
   END IF;
   counter.lost := false;
   counter."limit" := new_limit;
   counter.most := new_most;
-  PERFORM pythonricing.save(counter, tombstone_seconds);
+  PERFORM pythonricing.save(counter, tombstone_seconds, missed OR how = 'restart');
 
   outcome := 'OK';
   answer := ARRAY[
-    missed::int, counter.epoch, counter.revision, counter."limit", counter.most, counter.count, raised];
+    missed::int, counter.epoch, counter.revision, counter."limit", counter.most,
+    counter.issued - pythonricing.total(counter.free), counter.issued, counter.moved, pythonricing.leased(counter, ''),
+    raised];
   reply := answer;
   INSERT INTO pythonricing.receipt (name, worker, sequence, reply, expires) VALUES (
     counter_name, word_id, 0, answer, clock_timestamp() + make_interval(secs => receipt_seconds))
@@ -528,10 +752,11 @@ CREATE OR REPLACE PROCEDURE pythonricing.delete(
   tombstone_seconds int,
   seen_epoch bigint,
   seen_revision bigint,
-  seen_count bigint,
+  seen_issued bigint,
   seen_limit bigint,
   seen_most bigint,
   seen_deleted boolean,
+  seen_moved bigint,
   OUT outcome text,
   OUT reply text[]
 ) LANGUAGE plpgsql AS $$
@@ -545,7 +770,7 @@ BEGIN
     RETURN;
   END IF;
   more := pythonricing.reconcile(
-    counter, seen_epoch, seen_revision, seen_count, seen_limit, seen_most, seen_deleted);
+    counter, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved);
   IF more.name IS NOT NULL THEN
     counter := more;
   END IF;
@@ -555,14 +780,15 @@ BEGIN
     ROLLBACK;
     RETURN;
   END IF;
-  counter.count := 0;
+  counter.issued := 0;
+  counter.moved := 0;
   counter."limit" := 0;
   counter.most := 0;
   counter.base := 9007199254740992;
   counter.revision := counter.revision + 1;
   counter.lost := false;
   counter.deleted_until := clock_timestamp();
-  PERFORM pythonricing.save(counter, tombstone_seconds);
+  PERFORM pythonricing.save(counter, tombstone_seconds, true);
 
   outcome := 'OK';
   answer := ARRAY[counter.epoch, counter.revision];
@@ -615,6 +841,6 @@ BEGIN
   COMMIT;
 END $$;
 
-INSERT INTO pythonricing.installation AS i (version) VALUES (3)
+INSERT INTO pythonricing.installation AS i (version) VALUES (4)
   ON CONFLICT (only_row) DO UPDATE SET version = greatest(i.version, excluded.version);
 COMMIT;

@@ -39,14 +39,14 @@ from pythonricing.settings import without_password
 from pythonricing.stores.link import Link, stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from pythonricing.counting.model import Batch, How, Word
+    from pythonricing.counting.model import Batch, How, Run, Word
     from pythonricing.settings import OnLoss
 
 SCHEMA = resources.files(__package__).joinpath("schema.sql").read_text()
 #: The version of the schema that this code speaks; schema.sql ends with it.
-VERSION = 3
+VERSION = 4
 #: Connections that a worker opens at most.
 CONNECTIONS = 4
 #: Seconds after which a worker looks for expired rows; one worker finds them, the others find nothing to do.
@@ -57,18 +57,19 @@ SWEEP_ROWS = 1000
 CHECK = "SELECT version, pg_backend_pid() AS pid FROM pythonricing.installation"
 # Numbers travel in arrays of text: asyncpg knows text[] by itself, and would ask each new connection what bigint[] is.
 CLAIM = (
-    "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, "
-    "$18::text[]::bigint[], $19::text[]::bigint[], $20, NULL, NULL)"
+    "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, "
+    "$20::text[]::bigint[], $21::text[]::bigint[], $22::text[]::bigint[], $23::text[]::bigint[], $24, NULL, NULL)"
 )
-PUT = "CALL pythonricing.put($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, NULL, NULL)"
-DELETE = "CALL pythonricing.delete($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, NULL, NULL)"
+PUT = "CALL pythonricing.put($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, NULL, NULL)"
+DELETE = "CALL pythonricing.delete($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, NULL, NULL)"
 CLOCK = "SELECT pythonricing.clock() AS clock"
 BROWSE = """
-SELECT array_agg(name) AS names, array_agg(count) AS counts, array_agg("limit") AS limits, array_agg(epoch) AS epochs,
-  array_agg(lost) AS lost, array_agg(revision) AS revisions, array_agg(most) AS mosts
+SELECT array_agg(name) AS names, array_agg(issued - pythonricing.total(free)) AS counts, array_agg("limit") AS limits,
+  array_agg(epoch) AS epochs, array_agg(lost) AS lost, array_agg(revision) AS revisions, array_agg(most) AS mosts,
+  array_agg(issued) AS issued, array_agg(moved) AS moved, array_agg(leased) AS leased
 FROM (
-  SELECT * FROM pythonricing.counter WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2
-  ORDER BY name COLLATE "C" LIMIT $1::bigint
+  SELECT c.*, pythonricing.leased(c, '') AS leased FROM pythonricing.counter c
+  WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2 ORDER BY name COLLATE "C" LIMIT $1::bigint
 ) AS first
 """
 INSPECT = """
@@ -154,6 +155,7 @@ class PostgresStore:
 
     def __init__(self, url: str, timeout: float, on_loss: OnLoss = "halt") -> None:
         self.on_connect: Callable[[], None] = lambda: None
+        self.on_disconnect: Callable[[], None] = lambda: None
         self._on_loss = on_loss
         self._url = url
         self._where = without_password(url)
@@ -162,7 +164,8 @@ class PostgresStore:
         self._patience = max(1, int(self._timeout * 900))
         self._links: list[Link[Session]] = []
         for number in range(CONNECTIONS):
-            self._links.append(Link(self._where, partial(self._connect, number), self._was_connected))
+            connect = partial(self._connect, number)
+            self._links.append(Link(self._where, connect, self._was_connected, lambda: self.on_disconnect()))
         self._unopened = self._links[::-1]
         self._connected = asyncio.Event()
         self._sessions: set[Session] = set()
@@ -198,23 +201,23 @@ class PostgresStore:
             self.on_connect()
 
     async def claim(self, batch: Batch) -> Verdict:
-        runs: list[tuple[int, int, str | None]]
+        groups: list[tuple[int, int, str | None]]
         if batch.keys is None:
-            runs = [(sum(1 for _ in run), size, None) for size, run in groupby(batch.sizes)]
+            groups = [(sum(1 for _ in group), size, None) for size, group in groupby(batch.sizes)]
         else:
-            runs = [(1, size, key) for size, key in zip(batch.sizes, batch.keys, strict=True)]
-        attempt, epoch, revision, limit, most, before, raised, *records = await self._claim(
-            batch.name, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, runs
+            groups = [(1, size, key) for size, key in zip(batch.sizes, batch.keys, strict=True)]
+        lease = (batch.want, _numbers(batch.back), _numbers(batch.held))
+        attempt, epoch, revision, limit, most, before, issued, moved, out, raised, *rest = await self._claim(
+            batch.name, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, lease, groups
         )
-        replays = [
-            Replay(size, count, limit_then, bool(admitted)) if size else None
-            for size, count, limit_then, admitted in zip(*[iter(records)] * 4, strict=True)
-        ]
-        return Verdict(attempt, epoch, revision, limit, most, before, replays, raised)
+        parts = _parts(rest)
+        runs, lent = _runs(next(parts)), _runs(next(parts))
+        replays = [_replay(*record) if record else None for record in parts]
+        return Verdict(attempt, epoch, revision, limit, most, before, issued, moved, out, runs, lent, replays, raised)
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
-        _, epoch, revision, limit, most, count, raised = await self._claim(name, "", 0, 0, seen, create, [])
-        return Counter(name, count, limit, epoch, False, revision, most, raised)
+        _, *reply = await self._claim(name, "", 0, 0, seen, create, (0, None, None), [])
+        return _counter(name, *reply[:9])
 
     async def clock(self, name: str) -> int:
         return int((await self._run(CLOCK))["clock"])
@@ -223,10 +226,8 @@ class PostgresStore:
         self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
     ) -> tuple[Counter, bool]:
         options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS, limit, most, how, self._on_loss)
-        created, epoch, revision, stored, stored_most, count, raised = await self._call(
-            PUT, name, word.id, word.not_after, *options, *_columns(word.seen)
-        )
-        return Counter(name, count, stored, epoch, False, revision, stored_most, raised), bool(created)
+        created, *reply = await self._call(PUT, name, word.id, word.not_after, *options, *_columns(word.seen))
+        return _counter(name, *reply), bool(created)
 
     async def delete(self, name: str, word: Word) -> Seen:
         options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS)
@@ -234,8 +235,12 @@ class PostgresStore:
 
     async def browse(self, limit: int, after: str = "") -> list[Counter]:
         row = await self._run(BROWSE, limit, after)
-        columns = [row[column] for column in ("names", "counts", "limits", "epochs", "lost", "revisions", "mosts")]
-        return [Counter(*each) for each in zip(*(column or () for column in columns), strict=True)]
+        columns = ("names", "counts", "limits", "epochs", "lost", "revisions", "mosts", "issued", "moved", "leased")
+        counters = zip(*(row[column] or () for column in columns), strict=True)
+        return [
+            Counter(name, count, limit, epoch, lost, revision, most, None, issued, moved, leased)
+            for name, count, limit, epoch, lost, revision, most, issued, moved, leased in counters
+        ]
 
     async def inspect(self) -> dict[str, dict[str, str]]:
         before = time.time()
@@ -250,14 +255,15 @@ class PostgresStore:
         attempt: int,
         seen: Seen | None,
         create: int | None,
-        runs: list[tuple[int, int, str | None]],
+        lease: tuple[int, list[str] | None, list[str] | None],
+        groups: list[tuple[int, int, str | None]],
     ) -> list[Any]:
-        times = [str(times) for times, _, _ in runs]
-        sizes = [str(size) for _, size, _ in runs]
-        keys = [key for _, _, key in runs]
+        times = [str(times) for times, _, _ in groups]
+        sizes = [str(size) for _, size, _ in groups]
+        keys = [key for _, _, key in groups]
         options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS, KEY_SECONDS, REFUSED_KEY_SECONDS, create, self._on_loss)
         known = _columns(seen)
-        return await self._call(CLAIM, name, worker, sequence, attempt, *options, *known, times, sizes, keys)
+        return await self._call(CLAIM, name, worker, sequence, attempt, *options, *known, *lease, times, sizes, keys)
 
     async def _run(self, statement: str, *arguments: object) -> Any:
         """Run a statement on an idle session; open another one if all are at work."""
@@ -336,8 +342,45 @@ class PostgresStore:
 
 def _columns(seen: Seen | None) -> tuple[int | None, ...]:
     if seen is None:
-        return (None,) * 6
-    return seen.epoch, seen.revision, seen.count, seen.limit, seen.most, seen.deleted
+        return (None,) * 7
+    return seen.epoch, seen.revision, seen.issued, seen.limit, seen.most, seen.deleted, seen.moved
+
+
+def _numbers(runs: Sequence[Run]) -> list[str] | None:
+    """The first and the last numbers of runs; None if there are none."""
+    return [str(number) for run in runs for number in run] or None
+
+
+def _runs(numbers: Sequence[int]) -> list[Run]:
+    """Runs from their first and last numbers."""
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """What a reply has after one another, each with its length before it."""
+    at = 0
+    while at < len(numbers):
+        first, at = at + 1, at + 1 + numbers[at]
+        yield numbers[first:at]
+
+
+def _replay(size: int, count: int, limit: int, admitted: int, *runs: int) -> Replay:
+    return Replay(size, count, limit, bool(admitted), tuple(_runs(runs)))
+
+
+def _counter(
+    name: str,
+    epoch: int,
+    revision: int,
+    limit: int,
+    most: int,
+    count: int,
+    issued: int,
+    moved: int,
+    leased: int,
+    raised: int | None,
+) -> Counter:
+    return Counter(name, count, limit, epoch, False, revision, most, raised, issued, moved, leased)
 
 
 def _deletion(epoch: int, revision: int) -> Seen:

@@ -1,28 +1,33 @@
 -- One batch of claims on one counter: executed once, however often it is sent. Begins with counter.lua.
 --
 -- KEYS[2]    the receipt of this worker's last batch: "sequence reply"
--- KEYS[3..]  the idempotency keys, one for each keyed claim in order: "epoch:size:count:limit:admitted"
+-- KEYS[3..]  the idempotency keys, one for each keyed claim in order: "epoch:size:count:limit:admitted", and ":runs" where
+--            it got several
 --
--- ARGV[9]    sequence of the batch; 0 reads only and leaves no receipt
--- ARGV[10]   attempt: which composition of the batch this is; from 1 on it is a repeat
--- ARGV[11]   seconds a receipt is kept
--- ARGV[12]   seconds the key of an admitted claim is kept
--- ARGV[13]   seconds the key of a refused claim is kept
--- ARGV[14]   limit with which a missing counter is created, or ''
--- ARGV[15..] the claims in arrival order as pairs "times size"; a keyed claim has times 1 and a negative size
+-- ARGV[11]   sequence of the batch; 0 reads only and leaves no receipt
+-- ARGV[12]   attempt: which composition of the batch this is; from 1 on it is a repeat
+-- ARGV[13]   seconds a receipt is kept
+-- ARGV[14]   seconds the key of an admitted claim is kept
+-- ARGV[15]   seconds the key of a refused claim is kept
+-- ARGV[16]   limit with which a missing counter is created, or ''
+-- ARGV[17]   how many numbers the worker wants to be lent
+-- ARGV[18]   the runs of its lease that it gives back, as "first-last first-last ..."
+-- ARGV[19]   the runs of its lease that it still holds
+-- ARGV[20..] the claims in arrival order as pairs "times size"; a keyed claim has times 1 and a negative size
 --
--- Replies "attempt epoch revision limit most before" and, for each keyed claim, its record or "-" where the key was new,
--- and last, if a loss raised the count, "^" and the count before; or LOST, STALE, or MISSING with the epoch and revision
--- of its deletion if that is known.
+-- Replies "attempt epoch revision limit most before issued moved out runs lent" (before: the numbers taken before; out:
+-- those on leases that may come back, unless every claim was admitted and another one might be; runs and lent: "first-last,..." or
+-- "-") and, for each keyed claim, its record or "-" where the key was new, and last, if a loss raised the numbers issued,
+-- "^" and what they were before; or LOST, STALE, or MISSING with the epoch and revision of its deletion if that is known.
 
-local sequence = tonumber(ARGV[9])
+local sequence = tonumber(ARGV[11])
 if sequence > 0 then
   local receipt = redis.call('GET', KEYS[2])
   if receipt then
     local last, reply = string.match(receipt, '^(%d+) (.*)$')
     if tonumber(last) == sequence then
       -- A write, so that a WAIT on this connection is about the receipt too, whichever connection it came over.
-      redis.call('EXPIRE', KEYS[2], ARGV[11])
+      redis.call('EXPIRE', KEYS[2], ARGV[13])
       return reply
     elseif tonumber(last) > sequence then
       return 'STALE'
@@ -33,8 +38,8 @@ end
 if not settled then
   -- Nothing is executed; and if this is a repeat, not later either, when its first copy arrives.
   local function nothing(reply)
-    if sequence > 0 and tonumber(ARGV[10]) > 0 then
-      redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])
+    if sequence > 0 and tonumber(ARGV[12]) > 0 then
+      redis.call('SET', KEYS[2], ARGV[11] .. ' ' .. reply, 'EX', ARGV[13])
     end
     return reply
   end
@@ -42,57 +47,191 @@ if not settled then
   if recover() then
     return nothing('LOST')
   end
-  if deleted or not count then
-    if ARGV[14] == '' then
+  if deleted or not issued then
+    if ARGV[16] == '' then
       return nothing(missing())
     end
     if deleted then
       revision = revision + 1
     end
     start()
-    limit, most = tonumber(ARGV[14]), 0
+    limit, most = tonumber(ARGV[16]), 0
     save()
   end
 end
 
--- Mostly as it was stored: that saves a tenth of the script.
-local reply = saved and { ARGV[10], digits(epoch), digits(revision), digits(limit), digits(most), digits(count) }
-  or { ARGV[10], stored[4], stored[5] or '0', stored[2], stored[3] or '0', stored[1] }
-local before, keyed = count, 2
-for i = 15, #ARGV, 2 do
+local lease, lease_at = {}, false -- what this worker holds
+local stirred = false -- whether what is free has changed
+if stored[12] and sequence > 0 then
+  lease_at = string.match(stored[12], '^' .. digits(epoch) .. ' (%d+)')
+end
+
+-- What the worker gives back becomes free, as far as it was lent in this state; the rest of what it says counts for
+-- nothing, so that no number is free and held.
+if lease_at then
+  local known = runs_of(string.match(stored[12], ' .*$'))
+  local function cut(run)
+    for index, each in ipairs(known) do
+      if each[1] <= run[1] and run[1] <= run[2] and run[2] <= each[2] then
+        known[#known + 1] = { run[2] + 1, each[2] }
+        each[2] = run[1] - 1
+        return true
+      end
+    end
+  end
+  for _, run in ipairs(runs_of(ARGV[18])) do
+    if cut(run) then
+      free[#free + 1], moved, stirred = run, moved + run[2] - run[1] + 1, true
+    end
+  end
+  for _, run in ipairs(runs_of(ARGV[19])) do
+    if cut(run) then
+      lease[#lease + 1] = run
+    end
+  end
+  lease = sorted(lease)
+  if stirred then
+    free = sorted(free)
+  end
+end
+
+local take, gather
+if free[1] then
+  -- Numbers from at most so many free runs, the lowest first, and the rest of them fresh, as far as the limit goes.
+  function gather(got, size, at_most)
+    while size > 0 and at_most > 0 and free[1] do
+      local run = free[1]
+      local part = math.min(size, run[2] - run[1] + 1)
+      add(got, run[1], run[1] + part - 1)
+      run[1], size, at_most = run[1] + part, size - part, at_most - 1
+      moved, stirred = moved + part, true
+      if run[1] > run[2] then
+        table.remove(free, 1)
+      end
+    end
+    local fresh = math.min(size, limit - issued)
+    if fresh > 0 then
+      add(got, issued + 1, issued + fresh)
+      issued = issued + fresh
+    end
+    return got
+  end
+
+  -- The numbers of an admitted claim: one run, unless only scattered ones are left.
+  function take(size)
+    for index, run in ipairs(free) do
+      if run[2] - run[1] + 1 >= size then
+        local first = run[1]
+        run[1], moved, stirred = first + size, moved + size, true
+        if run[1] > run[2] then
+          table.remove(free, index)
+        end
+        return { { first, first + size - 1 } }
+      end
+    end
+    return gather({}, size, issued + size <= limit and 0 or #free)
+  end
+end
+
+local known_issued, taken = issued, issued - total(free)
+local before, runs, records, keyed, waited = taken, {}, {}, 2, false
+for i = 20, #ARGV, 2 do
   local times, size = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
   if size > 0 then
-    if count < limit and (most == 0 or size <= most) then
-      count = count + size * math.min(times, math.floor((limit - count) / size))
+    if most == 0 or size <= most then
+      local admitted = math.max(0, math.min(times, math.floor((limit - taken) / size)))
+      taken = taken + admitted * size
+      if free[1] then
+        for _ = 1, admitted do
+          for _, run in ipairs(take(size)) do
+            add(runs, run[1], run[2])
+          end
+        end
+      elseif admitted > 0 then
+        add(runs, issued + 1, issued + admitted * size)
+        issued = issued + admitted * size
+      end
+      if admitted < times and not waited then
+        waited = out(lease, lease_at)
+      end
     end
   else
     keyed, size = keyed + 1, -size
     local record = redis.call('GET', KEYS[keyed])
-    if record and string.match(record, '^%d+') == reply[2] then
-      reply[#reply + 1] = record
+    if record and string.match(record, '^%d+') == digits(epoch) then
+      records[#records + 1] = record
     else
       if most == 0 or size <= most then
-        local admitted = count + size <= limit
+        local admitted, number, several = taken + size <= limit, taken, ''
         if admitted then
-          count = count + size
+          local got = take and take(size) or { { issued + 1, issued + size } }
+          issued, taken = take and issued or issued + size, taken + size
+          for _, run in ipairs(got) do
+            add(runs, run[1], run[2])
+          end
+          number, several = got[#got][2], got[2] and ':' .. text(got) or ''
+        elseif not waited then
+          waited = out(lease, lease_at)
         end
-        redis.call('SET', KEYS[keyed], table.concat(
-          { digits(epoch), digits(size), digits(count), digits(limit), admitted and '1' or '0' }, ':'),
-          'EX', admitted and ARGV[12] or ARGV[13])
+        -- A refusal is remembered once no lease can make room any more.
+        if admitted or taken + size - waited > limit then
+          redis.call('SET', KEYS[keyed], table.concat(
+            { digits(epoch), digits(size), digits(number), digits(limit), admitted and '1' or '0' }, ':') .. several,
+            'EX', admitted and ARGV[14] or ARGV[15])
+        end
       end
-      reply[#reply + 1] = '-'
+      records[#records + 1] = '-'
     end
   end
 end
+if not waited and (sequence == 0 or taken >= limit) then
+  waited = out(lease, lease_at)
+end
 
-if count > before then
-  redis.call('HSET', KEYS[1], 'count', digits(count))
+-- Plenty may be left to be lent.
+local lent = {}
+local size = math.min(tonumber(ARGV[17]), math.floor((limit - taken) / LEASE_PART))
+if size >= LEASE_LEAST and #free <= MAX_FREE then
+  if free[1] then
+    gather(lent, size, MAX_LENT)
+  else
+    lent[1] = { issued + 1, issued + size }
+    issued = issued + size
+  end
+  local time = redis.call('TIME')
+  lease_at = digits(tonumber(time[1]) * 1000000 + tonumber(time[2]))
+  for _, run in ipairs(lent) do
+    lease[#lease + 1] = run
+  end
+  lease = sorted(lease)
+end
+
+if issued > known_issued then
+  redis.call('HSET', KEYS[1], 'count', digits(issued))
+end
+if stirred then
+  redis.call('HSET', KEYS[1], 'moved', digits(moved), 'free', digits(epoch) .. ' ' .. text(free))
+end
+if lease[1] then
+  redis.call('HSET', KEYS[1], 'lease:' .. ARGV[10], digits(epoch) .. ' ' .. lease_at .. ' ' .. text(lease))
+elseif stored[12] and sequence > 0 then
+  redis.call('HDEL', KEYS[1], 'lease:' .. ARGV[10])
+end
+
+-- Mostly as it was stored: that saves a tenth of the script.
+local reply = saved and { ARGV[12], digits(epoch), digits(revision), digits(limit), digits(most) }
+  or { ARGV[12], stored[4], stored[5] or '0', stored[2], stored[3] or '0' }
+reply[6] = string.format('%.0f %.0f %.0f %.0f', before, issued, moved, waited or 0)
+reply[7] = runs[1] and text(runs) or '-'
+reply[8] = lent[1] and text(lent) or '-'
+for _, record in ipairs(records) do
+  reply[#reply + 1] = record
 end
 if raised then
   reply[#reply + 1] = '^' .. raised
 end
 reply = table.concat(reply, ' ')
 if sequence > 0 then
-  redis.call('SET', KEYS[2], ARGV[9] .. ' ' .. reply, 'EX', ARGV[11])
+  redis.call('SET', KEYS[2], ARGV[11] .. ' ' .. reply, 'EX', ARGV[13])
 end
 return reply

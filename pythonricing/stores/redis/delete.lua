@@ -2,28 +2,29 @@
 -- counter.lua.
 --
 -- KEYS[2]  the receipt of this word of an operator: its reply
--- ARGV[9]  the moment after which it has no effect, in microseconds of this server's clock
--- ARGV[10] seconds a receipt is kept
+-- ARGV[11] the moment after which it has no effect, in microseconds of this server's clock
+-- ARGV[12] seconds a receipt is kept
 --
 -- Replies "epoch revision" of the deletion; or LATE, or MISSING with that of an earlier one if it is known.
 
 local receipt = redis.call('GET', KEYS[2])
 if receipt then
-  redis.call('EXPIRE', KEYS[2], ARGV[10])
+  redis.call('EXPIRE', KEYS[2], ARGV[12])
   return receipt
 end
 local now = redis.call('TIME')
-if tonumber(now[1]) * 1000000 + tonumber(now[2]) > tonumber(ARGV[9]) then
+if tonumber(now[1]) * 1000000 + tonumber(now[2]) > tonumber(ARGV[11]) then
   return 'LATE'
 end
 
 reconcile()
-if (deleted or not count) and not lost then
+if (deleted or not issued) and not lost then
   return missing()
 end
-count, limit, most, base, revision = 0, 0, 0, ALL, revision + 1
+issued, moved, limit, most, base, revision = 0, 0, 0, 0, ALL, revision + 1
+forget()
 lost, deleted = false, true
 save()
 local reply = digits(epoch) .. ' ' .. digits(revision)
-redis.call('SET', KEYS[2], reply, 'EX', ARGV[10])
+redis.call('SET', KEYS[2], reply, 'EX', ARGV[12])
 return reply

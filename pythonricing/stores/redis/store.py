@@ -15,6 +15,7 @@ import hiredis
 
 from pythonricing.counting.model import (
     KEY_SECONDS,
+    LEASE_RETURN_SECONDS,
     RECEIPT_SECONDS,
     REFUSED_KEY_SECONDS,
     TOMBSTONE_SECONDS,
@@ -28,14 +29,15 @@ from pythonricing.counting.model import (
     StoreUnavailable,
     Verdict,
 )
+from pythonricing.counting.rules import total
 from pythonricing.stores.link import stop
 from pythonricing.stores.redis.pipeline import ignore
 from pythonricing.stores.redis.routes import route_to
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import Batch, How, Word
+    from pythonricing.counting.model import Batch, How, Run, Word
     from pythonricing.settings import OnLoss
     from pythonricing.stores.redis.connector import Dial
     from pythonricing.stores.redis.pipeline import Pipeline
@@ -81,10 +83,12 @@ class RedisStore:
         self, url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = "halt", dial: Dial | None = None
     ) -> None:
         self.on_connect: Callable[[], None] = lambda: None
+        self.on_disconnect: Callable[[], None] = lambda: None
         self._timeout = timeout / 2
         self._on_loss = on_loss
         self._route = route = route_to(url, self._timeout, replicas, dial)
         route.on_connect = self._connected
+        route.on_disconnect = lambda: self.on_disconnect()
         # The route's own words, without a layer of ours before each batch.
         self.servers, self.server_of, self.probe = route.servers, route.server_of, route.probe
         self.open, self.ready = route.open, route.ready
@@ -106,15 +110,32 @@ class RedisStore:
                 claims += (1, size if key is None else -size)
                 if key is not None:
                     keys.append(f"pythonricing:{{{batch.name}}}:key:{key}")
-        reply = await self._claim(batch.name, keys, batch.sequence, batch.attempt, batch.seen, batch.create, claims)
-        attempt, epoch, revision, limit, most, before, *records = reply
+        lease = (batch.want, _text(batch.back), _text(batch.held))
+        reply = await self._claim(
+            batch.name, keys, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, lease, claims
+        )
+        attempt, epoch, revision, limit, most, before, issued, moved, out, runs, lent, *records = reply
         raised = _raised(records) if records else None
-        replays = [_replay(record) for record in records]
-        return Verdict(int(attempt), int(epoch), int(revision), int(limit), int(most), int(before), replays, raised)
+        return Verdict(
+            int(attempt),
+            int(epoch),
+            int(revision),
+            int(limit),
+            int(most),
+            int(before),
+            int(issued),
+            int(moved),
+            int(out),
+            _runs(runs),
+            _runs(lent),
+            [_replay(record) for record in records],
+            raised,
+        )
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
         keys = [f"pythonricing:{{{name}}}", f"pythonricing:{{{name}}}:receipt:none"]
-        return _counter(name, (await self._claim(name, keys, 0, 0, seen, create, []))[1:])
+        reply = await self._claim(name, keys, "", 0, 0, seen, create, (0, "", ""), [])
+        return _counter(name, [*reply[1:9], *reply[11:]])
 
     async def clock(self, name: str) -> int:
         keys = [f"pythonricing:{{{name}}}"]
@@ -151,21 +172,19 @@ class RedisStore:
 
     async def _named(self, names: list[str]) -> list[Counter]:
         """Those of these counters that there are, as far as their servers answer; others leave the index."""
-        fields = ("count", "limit", "epoch", "revision", "most", "lost", "deleted")
-        replies = await asyncio.gather(
-            *(self._ask(name, "HMGET", f"pythonricing:{{{name}}}", *fields) for name in names)
+        now, *replies = await asyncio.gather(
+            self._ask(INDEX, "TIME"), *(self._ask(name, "HGETALL", f"pythonricing:{{{name}}}") for name in names)
         )
+        young = 0 if now is None else int(now[0]) * 1_000_000 + int(now[1]) - int(LEASE_RETURN_SECONDS * 1e6)
         counters = []
         for name, reply in zip(names, replies, strict=True):
             if reply is None:
                 continue
-            count, stored, epoch, revision, most, lost, deleted = reply
-            if count is None or (deleted and not lost):
+            counter = _stored(name, dict(zip(reply[::2], reply[1::2], strict=True)), young)
+            if counter is None:
                 self._forget(name)
             else:
-                # What an earlier version has written has neither revision nor most.
-                rules = (int(revision or 0), int(most or 0))
-                counters.append(Counter(name, int(count), int(stored), int(epoch), lost is not None, *rules))
+                counters.append(counter)
         return counters
 
     async def inspect(self) -> dict[str, dict[str, str]]:
@@ -236,15 +255,17 @@ class RedisStore:
         self,
         name: str,
         keys: list[str],
+        worker: str,
         sequence: int,
         attempt: int,
         seen: Seen | None,
         create: int | None,
+        lease: tuple[int, str, str],
         claims: list[int],
     ) -> list[bytes]:
         created = "" if create is None else create
         remembered = (RECEIPT_SECONDS, KEY_SECONDS, REFUSED_KEY_SECONDS)
-        arguments = (*self._common(seen), sequence, attempt, *remembered, created, *claims)
+        arguments = (*self._common(seen), worker, sequence, attempt, *remembered, created, *lease, *claims)
         try:
             reply = await self._script(CLAIM, name, keys, *arguments, confirm=sequence > 0)
         except StateLost:
@@ -257,14 +278,14 @@ class RedisStore:
         """Have an operator's word executed; the receipt is as safe as what it is about."""
         keys = [f"pythonricing:{{{name}}}", f"pythonricing:{{{name}}}:receipt:{word.id}"]
         return await self._script(
-            script, name, keys, *self._common(word.seen), word.not_after, RECEIPT_SECONDS, *arguments
+            script, name, keys, *self._common(word.seen), "", word.not_after, RECEIPT_SECONDS, *arguments
         )
 
     def _common(self, seen: Seen | None) -> tuple[int | str, ...]:
         """The arguments of counter.lua."""
         if seen is None:
-            return ("", "", "", "", "", "", self._on_loss, TOMBSTONE_SECONDS)
-        known = (seen.epoch, seen.revision, seen.count, seen.limit, seen.most, int(seen.deleted))
+            return ("", "", "", "", "", "", "", self._on_loss, TOMBSTONE_SECONDS)
+        known = (seen.epoch, seen.revision, seen.issued, seen.limit, seen.most, int(seen.deleted), seen.moved)
         return (*known, self._on_loss, TOMBSTONE_SECONDS)
 
     async def _script(
@@ -320,19 +341,51 @@ class RedisStore:
 
 
 def _counter(name: str, words: list[bytes]) -> Counter:
-    """A counter from its epoch, revision, limit, largest claim and count, and perhaps what it was before a loss."""
+    """A counter from the words of a script about it, and perhaps what it was before a loss."""
     raised = _raised(words)
-    epoch, revision, limit, most, count = map(int, words)
-    return Counter(name, count, limit, epoch, False, revision, most, raised)
+    epoch, revision, limit, most, count, issued, moved, leased = map(int, words)
+    return Counter(name, count, limit, epoch, False, revision, most, raised, issued, moved, leased)
+
+
+def _stored(name: str, fields: dict[bytes, bytes], young: int) -> Counter | None:
+    """A counter as its hash has it, an earlier version's too. `young`: leases after it may come back."""
+    lost = b"lost" in fields
+    if b"count" not in fields or (b"deleted" in fields and not lost):
+        return None
+    issued, limit, epoch = (int(fields[field]) for field in (b"count", b"limit", b"epoch"))
+    revision, most, moved = (int(fields.get(field, 0)) for field in (b"revision", b"most", b"moved"))
+    free = leased = 0
+    for field, value in fields.items():
+        if field == b"free" or field.startswith(b"lease:"):
+            begun, _, text = value.partition(b" ")
+            if int(begun) != epoch:
+                continue
+            if field == b"free":
+                free = total(_runs(text or b"-"))
+            else:
+                at, _, text = text.partition(b" ")
+                leased += total(_runs(text)) if int(at) > young else 0
+    return Counter(name, issued - free, limit, epoch, lost, revision, most, None, issued, moved, leased)
 
 
 def _replay(record: bytes) -> Replay | None:
     if record == b"-":
         return None
-    _, size, count, limit, admitted = map(int, record.split(b":"))
-    return Replay(size, count, limit, bool(admitted))
+    _, size, count, limit, admitted, *runs = record.split(b":")
+    return Replay(int(size), int(count), int(limit), admitted == b"1", tuple(_runs(runs[0])) if runs else ())
+
+
+def _runs(text: bytes) -> list[Run]:
+    """Runs from "first-last,first-last", or none from "-"."""
+    if text == b"-":
+        return []
+    return [(int(first), int(last)) for first, _, last in (run.partition(b"-") for run in text.split(b","))]
+
+
+def _text(runs: Sequence[Run]) -> str:
+    return ",".join([f"{first}-{last}" for first, last in runs])
 
 
 def _raised(records: list[bytes]) -> int | None:
-    """The count before the script raised it; taken out of the records."""
+    """The highest number before the script raised it; taken out of the records."""
     return int(records.pop()[1:]) if records[-1].startswith(b"^") else None

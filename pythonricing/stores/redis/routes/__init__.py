@@ -21,6 +21,8 @@ class Route(Protocol):
 
     #: Called after each connection.
     on_connect: Callable[[], None]
+    #: Called when a connection is gone.
+    on_disconnect: Callable[[], None]
     #: Whether counters are spread over servers that may be away one by one.
     spread: bool
 

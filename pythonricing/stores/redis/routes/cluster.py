@@ -46,6 +46,7 @@ class Cluster:
 
     def __init__(self, where: str, scheme: str, connector: Connector, options: ClusterOptions) -> None:
         self.on_connect: Callable[[], None] = lambda: None
+        self.on_disconnect: Callable[[], None] = lambda: None
         self._where = where
         self._scheme = scheme
         self._connector = connector
@@ -209,7 +210,9 @@ class Cluster:
         link = self._links.get(node)
         if link is None:
             where = f"{self._scheme}://{node}"
-            link = self._links[node] = Link(where, partial(self._connect_to, node), self._tell_connected)
+            link = self._links[node] = Link(
+                where, partial(self._connect_to, node), self._tell_connected, lambda: self.on_disconnect()
+            )
             link.open()
         return link
 

@@ -23,10 +23,11 @@ class Single:
 
     def __init__(self, where: str, connector: Connector, address: Address | None) -> None:
         self.on_connect: Callable[[], None] = lambda: None
+        self.on_disconnect: Callable[[], None] = lambda: None
         self._connector = connector
         #: None while it isn't known which server it is.
         self._address = address
-        self._link: Link[Pipeline] = Link(where, self._connect, lambda: self.on_connect())
+        self._link: Link[Pipeline] = Link(where, self._connect, lambda: self.on_connect(), lambda: self.on_disconnect())
 
     def servers(self) -> Sequence[Server]:
         link = self._link
