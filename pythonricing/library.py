@@ -24,25 +24,32 @@ KEY = re.compile(r"[!-~]{1,255}")
 
 @asynccontextmanager
 async def open_counters(
-    url: str, *, store_timeout: float = 2.0, store_replicas: int = 0, on_loss: OnLoss = "halt", halt_cache: float = 0.1
+    url: str,
+    *,
+    store_timeout: float = 2.0,
+    store_replicas: int = 0,
+    on_loss: OnLoss = "halt",
+    halt_cache: float = 0.1,
+    lease: float = 0.01,
 ) -> AsyncIterator[OpenCounters]:
     """The counters of the store behind `url`, for as long as the context lasts, on the running event loop.
 
     The options are the service's settings: `store_timeout` is the seconds that a claim waits for the store,
     `store_replicas` how many of a Redis or Valkey must have it before it is answered, `on_loss` what a loss of data
-    does ("halt" or "raise"), `halt_cache` the seconds for which a halted counter is refused from memory. Each process
+    does ("halt" or "raise"), `halt_cache` the seconds for which a halted counter is refused from memory, `lease` the seconds of
+    its own demand that it takes ahead (0: nothing). Each process
     opens its own, after it was forked.
 
     Doesn't wait for the store. Raises StoreURLError for a URL that can't be used and for a driver that isn't
     installed, ValueError for a time that can't be. The end waits for the claims on their way.
     """
-    if not store_timeout > 0 or not halt_cache >= 0:
-        raise ValueError("store_timeout must be above 0 and halt_cache not below it, both in seconds")
+    if not store_timeout > 0 or not halt_cache >= 0 or not lease >= 0:
+        raise ValueError("store_timeout must be above 0, halt_cache and lease not below it, all in seconds")
     if store_replicas and url.partition("://")[0] in NO_REPLICAS:
         raise StoreURLError(f"{url.partition('://')[0]}:// has no replicas that confirm")
     claim_log = ClaimLog(None, requests=False)
     store = create_store(url, store_timeout, store_replicas, on_loss)
-    counters = Counters(store, claim_log, timeout=store_timeout, halt_cache=halt_cache)
+    counters = Counters(store, claim_log, timeout=store_timeout, halt_cache=halt_cache, lease=lease)
     await counters.open()
     opened = OpenCounters(counters)
     try:

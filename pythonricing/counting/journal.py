@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pythonricing.counting.model import Seen
+    from pythonricing.counting.model import Run, Seen
+
+
+#: What a command is sent for: it has claims, or none but asks for a lease, or only gives one back.
+Kind = Literal["claims", "lease", "return"]
 
 
 class Journal:
     """Who is told of what happened to claims, a batch at a time. This one keeps nothing of it."""
 
-    def answered(self, name: str, claims: int, seconds: float) -> None:
+    def answered(self, name: str, claims: int, seconds: float, kind: Kind) -> None:
         """The store answered a batch of this many claims, this long after it was sent (for the last time)."""
+
+    def leased(self, name: str, numbers: int) -> None:
+        """How many numbers this worker holds on lease now."""
+
+    def scattered(self, name: str, numbers: Sequence[tuple[Run, ...]]) -> None:
+        """The runs of claims that own several: `settled` or `orphaned` tells of them next, by their last number."""
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         """A batch was answered; `admitted` holds request_count and size of each admitted claim."""
@@ -50,9 +60,17 @@ class Journals(Journal):
     def __init__(self, *journals: Journal) -> None:
         self._journals = journals
 
-    def answered(self, name: str, claims: int, seconds: float) -> None:
+    def answered(self, name: str, claims: int, seconds: float, kind: Kind) -> None:
         for journal in self._journals:
-            journal.answered(name, claims, seconds)
+            journal.answered(name, claims, seconds, kind)
+
+    def leased(self, name: str, numbers: int) -> None:
+        for journal in self._journals:
+            journal.leased(name, numbers)
+
+    def scattered(self, name: str, numbers: Sequence[tuple[Run, ...]]) -> None:
+        for journal in self._journals:
+            journal.scattered(name, numbers)
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         for journal in self._journals:

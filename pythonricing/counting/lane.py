@@ -40,7 +40,7 @@ from pythonricing.counting.rules import decide, newer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from pythonricing.counting.journal import Journal
+    from pythonricing.counting.journal import Journal, Kind
     from pythonricing.counting.model import Run, Verdict
     from pythonricing.counting.store import Store
 
@@ -166,6 +166,7 @@ class Lane:
         "_halted",
         "_halted_until",
         "_in_flight",
+        "_leased",
         "_refused",
         "_renewing",
         "_returning",
@@ -195,6 +196,7 @@ class Lane:
         self._halted_until = 0.0
         self._refused = 0  # from memory, and not told yet
         self.lease = Lease(worker.lease, worker.clock)
+        self._leased = 0  # of which the journal was told
         self._given: list[tuple[int, int]] = []  # from the lease, and not told yet
         self._renewing = False  # whether the store is to be asked for more
         self._returning = False  # whether it is to be given something back
@@ -247,6 +249,7 @@ class Lane:
     def end_lease(self) -> None:
         """Give back what was lent."""
         self.lease.end()
+        self._tell_leased()
         self._return()
 
     def _return(self) -> None:
@@ -258,6 +261,7 @@ class Lane:
         """Give back what has not been used in its time."""
         self._ending = None
         self.lease.expire()
+        self._tell_leased()
         self._return()
         if self.lease.left and self.task is None:
             self._ending = self._worker.loop.call_later(LEASE_SECONDS, self._look_after_lease)
@@ -287,6 +291,7 @@ class Lane:
         """Remember the newest state of the counter; an older one comes from a receipt."""
         self._seen = newer(self._seen, seen)
         self.lease.see((self._seen.epoch, self._seen.revision))
+        self._tell_leased()
         self._seen_at = self._worker.loop.time()
         if self.lost:
             self.lost = False
@@ -295,6 +300,7 @@ class Lane:
     def lose(self) -> None:
         """The store no longer has what was seen."""
         self.lease.drop()
+        self._tell_leased()
         if not self.lost:
             self.lost = True
             self._worker.journal.lost(self.name, self._seen)
@@ -304,6 +310,7 @@ class Lane:
         worker = self._worker
         self._halted = None
         self.lease.drop()
+        self._tell_leased()
         if error.seen is not None:
             self.see(error.seen)
         elif worker.lanes.get(self.name) is self and not self._waiting:
@@ -324,6 +331,13 @@ class Lane:
         given, self._given = self._given, []
         self.lease.used(len(given), sum(size for _, size in given))
         self._worker.journal.settled(self.name, self.lease.limit, given, 0)
+        self._tell_leased()
+
+    def _tell_leased(self) -> None:
+        """Tell the journal how many numbers are held now."""
+        if self.lease.left != self._leased:
+            self._leased = self.lease.left
+            self._worker.journal.leased(self.name, self._leased)
 
     def expire(self, now: float) -> float | None:
         """Give up the claims that have waited too long. Returns when the next one will have, None if none waits."""
@@ -387,6 +401,7 @@ class Lane:
                 self._serve()
         finally:
             self.task = None
+            self._tell_leased()
             worker.busy.pop(self, None)
             if self.name in worker.lanes:
                 worker.lanes.move_to_end(self.name)
@@ -447,6 +462,7 @@ class Lane:
         # Kept for the repeats: other counters' batches take further numbers while this one is on its way.
         worker.sequence = sequence = worker.sequence + 1
         compositions = [self._in_flight]
+        kind: Kind = "claims" if self._in_flight else "lease" if want else "return"
         lease, breaks, asked = self.lease, worker.breaks, worker.clock()
         lease.expire()
         # The same in each repeat, whatever is used or ends meanwhile.
@@ -472,12 +488,13 @@ class Lane:
             sent = worker.loop.time()
             try:
                 verdict = await worker.store.claim(batch)
-                worker.journal.answered(self.name, len(claims), worker.loop.time() - sent)
+                worker.journal.answered(self.name, len(claims), worker.loop.time() - sent, kind)
                 if verdict.lent:
                     lease.add(verdict, asked + LEASE_SECONDS)
                     if lease.stopped or worker.breaks != breaks:
                         lease.end()
                         self._returning = True
+                    self._tell_leased()
                 return compositions[verdict.attempt], verdict
             except StoreRejected:
                 if failures == 0:
@@ -510,6 +527,7 @@ class Lane:
         replays, numbers = iter(verdict.replays), Numbers(verdict.runs)
         admitted: list[tuple[int, int]] = []
         orphaned: list[tuple[int, int]] = []
+        scattered: list[tuple[Run, ...]] = []
         refused = 0
         for claim in claims:
             future, size = claim.future, claim.size
@@ -526,6 +544,8 @@ class Lane:
                 if answer.admitted:
                     answer = numbers.answer(size, limit)
                     (orphaned if given_up else admitted).append((answer.request_count, size))
+                    if answer.numbers:
+                        scattered.append(answer.numbers)
                     if claim.key is None:
                         self.lease.used(1, size)
                 elif not given_up:
@@ -542,6 +562,8 @@ class Lane:
             self._halted = worker.loop.create_future()
             self._halted.set_result(Answer(False, count, limit))
             self._halted_until = worker.loop.time() + worker.halt_cache
+        if scattered:
+            worker.journal.scattered(self.name, scattered)
         if admitted or refused:
             worker.journal.settled(self.name, limit, admitted, refused)
         if orphaned:

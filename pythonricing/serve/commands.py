@@ -125,7 +125,7 @@ def _change(name: str, store: str | None, act: Callable[[Counters, Settings], An
 def show(counter: Counter, as_json: bool) -> None:
     """Print one counter."""
     view = CounterView.of(counter)
-    halted = ", halted" if view.halted else ""
+    halted = ", halted" if view.halted else f", {view.leased} of them leased" if view.leased else ""
     click.echo(msgspec.json.encode(view) if as_json else f"{view.name}: {view.count} of {view.limit}{halted}")
 
 

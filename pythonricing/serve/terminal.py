@@ -275,7 +275,8 @@ def _state(counter: Shown) -> str:
 
 
 def _words(counter: Shown) -> str:
-    return {"lost": "STATE LOST", "halted": "HALTED", "open": "open"}[_state(counter)]
+    words = {"lost": "STATE LOST", "halted": "HALTED", "open": "open"}[_state(counter)]
+    return f"{words}, {counter.leased:,} leased" if counter.leased else words
 
 
 def _style(counter: Shown) -> str:

@@ -14,7 +14,7 @@ from pythonricing.telemetry.lines import ClaimLines
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import Seen
+    from pythonricing.counting.model import Run, Seen
     from pythonricing.telemetry.writer import Writer
 
 #: Lines of claims are written once there are so many, or so many seconds after the last ones.
@@ -61,6 +61,8 @@ class ClaimLog(Journal):
         self._requests = requests and not summed
         self._summed = summed
         self._admitted: list[tuple[float, str, int, Sequence[tuple[int, int]]]] = []
+        #: By counter and last number, until they are written.
+        self._scattered: dict[tuple[str, int], tuple[Run, ...]] = {}
         self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
         self._written = 0.0  # when, on the loop's clock
@@ -71,6 +73,11 @@ class ClaimLog(Journal):
         )
         self._failed = Throttle(lambda count: logger.error("the store failed {} times: {}", count, self._error))
         self._error: Exception | None = None
+
+    def scattered(self, name: str, numbers: Sequence[tuple[Run, ...]]) -> None:
+        if not self._requests:
+            self._scattered.clear()
+        self._scattered.update({(name, runs[-1][1]): runs for runs in numbers})
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
         if admitted and self._requests:
@@ -95,7 +102,9 @@ class ClaimLog(Journal):
 
     def orphaned(self, name: str, limit: int, admitted: Sequence[tuple[int, int]]) -> None:
         for number, size in admitted:
-            logger.bind(counter=name, orphaned=number, n=size).warning(
+            runs = self._scattered.pop((name, number), None)
+            more = {"numbers": runs} if runs else {}
+            logger.bind(counter=name, orphaned=number, n=size, **more).warning(
                 "{}: {} of {} was admitted, but nobody waits for it any more", name, number, limit
             )
 
@@ -128,8 +137,9 @@ class ClaimLog(Journal):
             self._timer.cancel()
             self._timer = None
         self._written = asyncio.get_running_loop().time()
-        lines = [line for batch in self._admitted for line in self._lines.encode(*batch)]
+        lines = [line for batch in self._admitted for line in self._lines.encode(*batch, self._scattered)]
         self._admitted.clear()
+        self._scattered.clear()
         self._waiting = 0
         if self._writer is not None:
             self._writer.write(lines)

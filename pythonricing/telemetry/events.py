@@ -47,6 +47,8 @@ class Shown(msgspec.Struct):
     lost: bool
     admitted: int
     refused: int
+    #: How many of the count are out on leases.
+    leased: int = 0
 
 
 class Event(msgspec.Struct):
@@ -188,7 +190,7 @@ class Feed:
             counted = claims.get(each.name, {})
             self._shown[each.name] = Shown(
                 *(each.name, each.count, each.limit, each.epoch, each.lost),
-                *(counted.get("admitted", 0), counted.get("refused", 0)),
+                *(counted.get("admitted", 0), counted.get("refused", 0), each.leased),
             )
         changed = [shown for name, shown in self._shown.items() if before.get(name) != shown]
         return changed, [name for name in before if name not in self._shown]

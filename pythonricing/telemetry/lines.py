@@ -17,9 +17,11 @@ from loguru import logger
 from pythonricing.telemetry.writer import ATOMIC_WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from loguru import Record
+
+    from pythonricing.counting.model import Run
 
 INFO = logger.level("INFO")
 #: Seconds to which the times of claims' lines are exact.
@@ -111,8 +113,24 @@ class ClaimLines:
         self._ticked = 0.0
         self._number = b"\0"  # no JSON has it
 
-    def encode(self, now: float, name: str, limit: int, admitted: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        """The lines of claims that were admitted now (seconds since 1970): request_count and size of each."""
+    def encode(
+        self,
+        now: float,
+        name: str,
+        limit: int,
+        admitted: Sequence[tuple[int, int]],
+        scattered: Mapping[tuple[str, int], tuple[Run, ...]],
+    ) -> Iterator[bytes]:
+        """The lines of claims that were admitted now (seconds since 1970): request_count and size of each.
+
+        `scattered` holds the runs of those that own several, by the counter and the request_count.
+        """
+        if scattered:
+            for number, size in admitted:
+                if runs := scattered.get((name, number)):
+                    self._look(now)
+                    yield (self._template(name, limit, size, runs) % self._stamp).replace(self._number, b"%d" % number)
+            admitted = [each for each in admitted if (name, each[0]) not in scattered]
         for size in {size for _, size in admitted}:
             parts = self._parts(now, name, limit, size)
             yield from ((b"%d" % number).join(parts) for number, claimed in admitted if claimed == size)
@@ -122,11 +140,7 @@ class ClaimLines:
 
         A counter's line is encoded once, and its times are filled in once for all claims within TICK seconds.
         """
-        if not 0 <= now - self._ticked < TICK:
-            self._ticked = now
-            stamp = Stamp.of(datetime.fromtimestamp(now).astimezone())
-            self._stamp = tuple(str(value).encode() for value in stamp)
-            self._filled.clear()
+        self._look(now)
         parts = self._filled.get((name, limit, size))
         if parts is None:
             template = self._templates.get((name, limit, size))
@@ -137,10 +151,25 @@ class ClaimLines:
             parts = self._filled[name, limit, size] = (template % self._stamp).split(self._number)
         return parts
 
-    def _template(self, name: str, limit: int, size: int) -> bytes:
+    def _look(self, now: float) -> None:
+        """Say this time from now on, unless it is the one that is said already."""
+        if not 0 <= now - self._ticked < TICK:
+            self._ticked = now
+            stamp = Stamp.of(datetime.fromtimestamp(now).astimezone())
+            self._stamp = tuple(str(value).encode() for value in stamp)
+            self._filled.clear()
+
+    def _template(self, name: str, limit: int, size: int, numbers: tuple[Run, ...] = ()) -> bytes:
         # No name, path or time of ours has these digits: they mark where the numbers and times of a line go.
         clock, elapsed, seconds, time, timestamp, number = (str(random.randrange(10**17, 10**18)) for _ in range(6))
-        extra = {"counter": name, "n": size, "request_count": msgspec.Raw(number.encode()), "limit": limit}
+        extra: dict[str, Any] = {
+            "counter": name,
+            "n": size,
+            "request_count": msgspec.Raw(number.encode()),
+            "limit": limit,
+        }
+        if numbers:
+            extra["numbers"] = numbers
         place = {
             "file": {"name": "lines.py", "path": __file__},
             "thread": {"id": threading.get_ident(), "name": threading.current_thread().name},

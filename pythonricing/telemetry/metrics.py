@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from pythonricing.counting import model
+    from pythonricing.counting.journal import Kind
     from pythonricing.counting.store import Store
     from pythonricing.telemetry.history import Second
     from pythonricing.telemetry.writer import Writer
@@ -78,6 +79,19 @@ class Metrics(Journal):
         self._round_trip = Histogram(
             "store_round_trip_seconds", "Time from sending a batch to its answer.", buckets=SECONDS, **named
         )
+        self._commands = Counter(
+            "store_commands",
+            "Batches that the store answered. claims: with claims; lease: only to ask for a lease; return: only to "
+            "give one back.",
+            ["kind"],
+            **named,
+        )
+        self._leased_numbers = Gauge(
+            "leased_numbers",
+            "Numbers that workers hold on leases: they are taken, and nobody has got them yet.",
+            multiprocess_mode="livesum",
+            **named,
+        )
         self._reconnects = Counter("store_reconnects", "Connections to the store made again.", **named)
         self._dropped = Counter(
             "log_lines_dropped", "Log lines dropped: their reader was too slow, or they could not be written.", **named
@@ -94,11 +108,14 @@ class Metrics(Journal):
         self._servers_before: dict[str, bool] = {}
         self._labels = {DEFAULT}
         self._pending: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self._batches: list[tuple[int, float]] = []
+        self._batches: list[tuple[int, float, Kind]] = []
+        self._leased: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         for outcome in ("admitted", "refused", "unavailable", "orphaned"):
             self._claims.labels(DEFAULT, outcome)
+        for kind in ("claims", "lease", "return"):
+            self._commands.labels(kind)
 
     def open(self) -> None:
         """Start to count what happens without claims."""
@@ -116,8 +133,16 @@ class Metrics(Journal):
             mark_process_dead(self._slot.number, str(self._slot.folder))  # type: ignore[no-untyped-call]
             self._slot.leave()
 
-    def answered(self, name: str, claims: int, seconds: float) -> None:
-        self._batches.append((claims, seconds))
+    def answered(self, name: str, claims: int, seconds: float, kind: Kind) -> None:
+        self._batches.append((claims, seconds, kind))
+        if self._timer is None:
+            self._changed()
+
+    def leased(self, name: str, numbers: int) -> None:
+        if numbers:
+            self._leased[name] = numbers
+        else:
+            self._leased.pop(name, None)
         if self._timer is None:
             self._changed()
 
@@ -165,8 +190,11 @@ class Metrics(Journal):
         self._pending.clear()
         if any(told.values()):
             self._history.add(**told)
-        for claims, seconds in self._batches:
-            self._batch.observe(claims)
+        self._leased_numbers.set(sum(self._leased.values()))
+        for claims, seconds, kind in self._batches:
+            self._commands.labels(kind).inc()
+            if kind == "claims":
+                self._batch.observe(claims)
             self._round_trip.observe(seconds)
         self._batches.clear()
         dropped = self._writer.dropped

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from msgspec import Meta
 
 from pythonricing.counting.model import DEFAULT, NAME, NoSuchCounter
 from pythonricing.settings import MAX_COUNT
@@ -37,11 +38,25 @@ _CLAIM_HEADERS = frozenset(
 )
 
 
+Number = Annotated[int, Meta(extra_json_schema={"format": "int64"})]
+Run = Annotated[tuple[Number, ...], Meta(min_length=2, max_length=2)]
+
+
 class Claimed(msgspec.Struct):
-    """An admitted claim of n numbers owns `request_count - n + 1` to `request_count`."""
+    """An admitted claim of n numbers owns `request_count - n + 1` to `request_count`, unless there are `numbers`."""
 
     request_count: int
     limit: int
+    numbers: (
+        Annotated[
+            tuple[Run, ...],
+            Meta(
+                description="Only where no n numbers in a row are left, but scattered ones that came back: the first "
+                "and the last number of each run that the claim owns; request_count is the last of them"
+            ),
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
 class Claim:
@@ -84,7 +99,10 @@ class Claim:
                         )
             answer = await self._claim(name, size, key, partial(gone, receive))
             if answer.admitted:
-                status, body = 200, encode(Claimed(answer.request_count, answer.limit))
+                claimed = Claimed(answer.request_count, answer.limit)
+                if answer.numbers:
+                    claimed.numbers = answer.numbers
+                status, body = 200, encode(claimed)
                 headers = [_JSON, _NO_STORE, (b"content-length", b"%d" % len(body))]
             else:
                 status, (body, headers) = 429, self._refusal(name, size, answer)

@@ -39,6 +39,13 @@ class CounterView(msgspec.Struct):
     limit: int
     remaining: int
     halted: bool
+    leased: Annotated[
+        int,
+        Meta(
+            description="How many of `count` are out on leases of workers: so many, at most, nobody has got yet, and "
+            "they may come back"
+        ),
+    ]
     #: The largest claim, if it has a bound.
     most: int | msgspec.UnsetType = msgspec.UNSET
     #: In a list only: its store has lost what it had counted.
@@ -48,7 +55,7 @@ class CounterView(msgspec.Struct):
     def of(cls, counter: Counter) -> CounterView:
         remaining = max(0, counter.limit - counter.count)
         most, lost = counter.most or msgspec.UNSET, counter.lost or msgspec.UNSET
-        return cls(counter.name, counter.count, counter.limit, remaining, remaining == 0, most, lost)
+        return cls(counter.name, counter.count, counter.limit, remaining, remaining == 0, counter.leased, most, lost)
 
 
 class CounterList(msgspec.Struct):

@@ -49,7 +49,11 @@ WITH_KEY = (
 
 #: What each answer means, by its status: and the type of its body, a type of ours, a media type, or None for none.
 ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
-    "claimed": (200, "Admitted: the claim owns the numbers `request_count - n + 1` to `request_count`", Claimed),
+    "claimed": (
+        200,
+        "Admitted: the claim owns the numbers `request_count - n + 1` to `request_count`, or those of `numbers`",
+        Claimed,
+    ),
     "counter": (200, "The counter", CounterView),
     "counters": (200, "The counters", CounterList),
     "created": (201, "The counter, which is new", CounterView),

@@ -11,7 +11,9 @@ from pythonricing.counting.model import Seen
 from tests.support import Recorder
 
 EVENTS: dict[str, tuple[Any, ...]] = {
-    "answered": ("default", 3, 0.001),
+    "answered": ("default", 3, 0.001, "claims"),
+    "leased": ("default", 40),
+    "scattered": ("default", [((7, 7), (12, 12))]),
     "settled": ("default", 100, [(1, 1)], 2),
     "refused": ("default", 2),
     "unavailable": ("default", 2),

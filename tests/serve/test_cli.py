@@ -18,6 +18,7 @@ from loadtests.rig.clients import hammer
 from loadtests.rig.service import Service, environment
 from loadtests.rig.waiting import free_port, wait_until
 from tests.serve.commands import fails, processes_of, run
+from tests.stores.support import lending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +86,15 @@ def test_a_named_counter_is_read_and_reset(empty_valkey: RedisServer, service: C
         "",
         "pythonricing: there is no counter nobody\n",
     )
+
+
+def test_status_says_what_is_leased(empty_valkey: RedisServer, service: Callable[..., Service], tmp_path: Path) -> None:
+    service(empty_valkey.url, workers=1, limit=10**6, wait_for="/readyz")
+    with lending(empty_valkey.url, "default"):
+        wait_until(
+            lambda: " of 1000000, 8 of them leased\n" in run("status", home=tmp_path, store=empty_valkey.url)[1],
+            "the lease to show",
+        )
 
 
 def test_replicas_that_nobody_has_are_one_line(tmp_path: Path) -> None:

@@ -134,6 +134,14 @@ def test_a_piped_line_says_what_needs_attention_and_what_is_busiest() -> None:
     assert screen.line().endswith("the store doesn't answer")
 
 
+def test_the_terminal_shows_what_is_leased() -> None:
+    screen = Screen("http://here")
+    leased = counter("default", 60)
+    leased.leased = 12
+    screen.take(event(1, leased, whole=True))
+    assert "open, 12 leased" in " ".join(" ".join(lines_of(screen)).split())
+
+
 def test_watch_in_a_terminal_connects_again_and_ends_with_ctrl_c(
     empty_valkey: RedisServer, service: Callable[..., Service]
 ) -> None:

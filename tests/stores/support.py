@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import threading
 import urllib.request
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from loadtests.rig.waiting import PATIENCE, wait_until
@@ -13,7 +16,7 @@ from pythonricing.counting.model import Answer, Batch, Seen, StoreError, StoreUn
 from pythonricing.stores import create_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from loadtests.rig.redis import RedisServer
     from loadtests.rig.service import Service
@@ -36,6 +39,37 @@ async def opened(url: str, patience: float = 20.0, **options: Any) -> AsyncItera
 def batch(name: str, sequence: int, *sizes: int, **more: Any) -> Batch:
     fields = {"worker": "w", "attempt": 0, "keys": None, "seen": None, "create": None}
     return Batch(name=name, sequence=sequence, sizes=list(sizes), **{**fields, **more})
+
+
+@contextlib.contextmanager
+def lending(url: str, name: str) -> Iterator[None]:
+    """Somebody holds a young lease of 8 numbers of a counter all the time; those of the one before are spent."""
+    ended = threading.Event()
+
+    async def lend() -> None:
+        async with opened(url) as store:
+            for sequence in itertools.count(1):
+                if ended.is_set():
+                    return
+                await store.claim(batch(name, sequence, worker="lender", want=8))
+                await asyncio.sleep(0.02)
+
+    with ThreadPoolExecutor(1) as pool:
+        lends = pool.submit(asyncio.run, lend())
+        try:
+            yield
+        finally:
+            ended.set()
+            lends.result()
+
+
+async def scatter(url: str, name: str) -> None:
+    """Leave two numbers of a new counter with the limit 1000: 2 and 4, which came back from a lease."""
+    async with opened(url) as store:
+        verdict = await store.claim(batch(name, 1, worker="lender", want=8))
+        assert list(verdict.lent) == [(1, 8)]
+        await store.claim(batch(name, 1, 992, worker="other"))
+        await store.claim(batch(name, 2, worker="lender", back=[(2, 2), (4, 4)], held=[(1, 1), (3, 3), (5, 8)]))
 
 
 def word(seen: Seen | None = None) -> Word:

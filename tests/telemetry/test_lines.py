@@ -45,6 +45,8 @@ from pythonricing.telemetry.claim_log import ClaimLog
 async def main():
     journal = ClaimLog(writer, requests=True)
     journal.settled('tickets', 100, [(3, 1), (5, 2), (6, 1)], 0)
+    journal.scattered('tickets', [((7, 7), (12, 12))])
+    journal.settled('tickets', 100, [(12, 2), (13, 1)], 0)
     journal.close()
 asyncio.run(main())
 from loguru import logger
@@ -60,6 +62,8 @@ logger.info('x')
         {"counter": "tickets", "n": 1, "request_count": 3, "limit": 100},
         {"counter": "tickets", "n": 2, "request_count": 5, "limit": 100},
         {"counter": "tickets", "n": 1, "request_count": 6, "limit": 100},
+        {"counter": "tickets", "n": 2, "request_count": 12, "limit": 100, "numbers": [[7, 7], [12, 12]]},
+        {"counter": "tickets", "n": 1, "request_count": 13, "limit": 100},
     ]
     assert claims[0]["record"]["level"]["name"] == "INFO"
     assert "tickets: 3 of 100" in claims[0]["text"]

@@ -279,6 +279,50 @@ def test_labels_are_bounded_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyP
     assert samples["pythonricing_log_lines_dropped_total", None, None] == 7
 
 
+def test_commands_are_told_by_kind_and_leases_as_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is busy is lent to; at its end all goes back."""
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+
+    async def scenario() -> tuple[dict[Any, float], dict[Any, float], int]:
+        now = 1000.0
+
+        def clock() -> float:
+            return now
+
+        metrics = Metrics(MemoryStore(), silent())
+        counters = Counters(MemoryStore(), metrics, limit=10**6, clock=clock)
+        await counters.open()
+        for _ in range(60):
+            now += 0.001
+            await counters.claim("default")
+            await asyncio.sleep(0)
+        counters._worker.tell()  # what a timer does
+        held = counters._lanes["default"].lease.left
+        metrics.flush()
+        busy = samples_of(metrics)
+        await counters.close()
+        metrics.flush()
+        closed = samples_of(metrics)
+        metrics.close()
+        return busy, closed, held
+
+    busy, closed, held = asyncio.run(scenario())
+    assert busy["pythonricing_leased_numbers", None] == held > 0
+    assert closed["pythonricing_leased_numbers", None] == 0
+    assert closed["pythonricing_store_commands_total", "return"] == 1
+    commands = sum(value for (name, _), value in closed.items() if name == "pythonricing_store_commands_total")
+    assert closed["pythonricing_batch_claims_count", None] == closed["pythonricing_store_commands_total", "claims"]
+    assert closed["pythonricing_store_round_trip_seconds_count", None] == commands < 60
+
+
+def samples_of(metrics: Metrics) -> dict[Any, float]:
+    return {
+        (sample.name, sample.labels.get("kind")): sample.value
+        for family in metrics.collected().collect()
+        for sample in family.samples
+    }
+
+
 def test_counting_costs_a_batch_nothing_but_additions(monkeypatch: pytest.MonkeyPatch) -> None:
     """prometheus-client is only spoken to when the timer fires, however many batches there were."""
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
@@ -294,7 +338,7 @@ def test_counting_costs_a_batch_nothing_but_additions(monkeypatch: pytest.Monkey
 
         monkeypatch.setattr(metrics, "flush", flush)
         for _ in range(1000):
-            metrics.answered("default", 16, 0.001)
+            metrics.answered("default", 16, 0.001, "claims")
             metrics.settled("default", 100, [(1, 1)], 15)
         assert not flushes
         await flushed.wait()

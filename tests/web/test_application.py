@@ -92,6 +92,7 @@ def test_a_body_over_4_kib_is_413_and_counts_nothing(api: Service, name: str) ->
         "limit": 10,
         "remaining": 10,
         "halted": False,
+        "leased": 0,
     }
 
 

@@ -246,7 +246,7 @@ def test_a_prefetch_is_403_and_counts_nothing(api: Service, name: str, header: s
 def test_get_only_reads_where_it_is_told_to(empty_valkey: RedisServer, service: Callable[..., Service]) -> None:
     running = service(empty_valkey.url, "/readyz", limit=5, get_claims="off")
     assert running.get("/", "POST") == (200, {"request_count": 1, "limit": 5})
-    view = {"name": "default", "count": 1, "limit": 5, "remaining": 4, "halted": False}
+    view = {"name": "default", "count": 1, "limit": 5, "remaining": 4, "halted": False, "leased": 0}
     assert [running.get("/") for _ in range(3)] == [(200, view)] * 3
     status, headers, _ = raw(running, "GET", "/", "Sec-Purpose: prefetch")
     assert (status, headers["ratelimit"], headers["cache-control"]) == (200, '"limit";r=4', "no-store")

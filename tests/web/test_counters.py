@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def test_reading_never_counts(api: Service, name: str) -> None:
     api.get(f"/counters/{name}?n=10", "POST")
-    view = {"name": name, "count": 10, "limit": 10, "remaining": 0, "halted": True}
+    view = {"name": name, "count": 10, "limit": 10, "remaining": 0, "halted": True, "leased": 0}
     assert api.get(f"/counters/{name}") == (200, view)
     assert api.get(f"/counters/{name}") == (200, view)
     for method in ("GET", "HEAD"):
@@ -56,8 +56,8 @@ def test_the_counters_are_listed_page_by_page(api: Service) -> None:
     status, page = api.get("/counters?after=list-00&limit=2", **ADMIN)
     assert (status, page["after"]) == (200, "list-02")
     assert page["counters"] == [
-        {"name": "list-01", "count": 10, "limit": 10, "remaining": 0, "halted": True},
-        {"name": "list-02", "count": 0, "limit": 10, "remaining": 10, "halted": False},
+        {"name": "list-01", "count": 10, "limit": 10, "remaining": 0, "halted": True, "leased": 0},
+        {"name": "list-02", "count": 0, "limit": 10, "remaining": 10, "halted": False, "leased": 0},
     ]
     found, after = [], ""
     while after is not None:
@@ -98,7 +98,7 @@ def test_the_list_needs_the_token(api: Service) -> None:
 def test_put_creates_and_changes_the_limit(api: Service, name: str) -> None:
     api.get(f"/counters/{name}?n=3", "POST")
     status, view = api.get(f"/counters/{name}", "PUT", b'{"limit": 2}', **ADMIN)
-    assert (status, view) == (200, {"name": name, "count": 3, "limit": 2, "remaining": 0, "halted": True})
+    assert (status, view) == (200, {"name": name, "count": 3, "limit": 2, "remaining": 0, "halted": True, "leased": 0})
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_delete_forgets(api: Service, name: str) -> None:
 def test_default_comes_back_at_zero(api: Service) -> None:
     api.get("/")
     assert api.get("/counters/default", "DELETE", **ADMIN) == (204, None)
-    view = {"name": "default", "count": 0, "limit": 100, "remaining": 100, "halted": False}
+    view = {"name": "default", "count": 0, "limit": 100, "remaining": 100, "halted": False, "leased": 0}
     assert api.get("/counters/default") == (200, view)
 
 

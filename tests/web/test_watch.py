@@ -20,6 +20,7 @@ from loadtests.rig.clients import hammer
 from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.telemetry.events import TICK_SECONDS
 from pythonricing.web.watch import MAX_WATCHERS
+from tests.stores.support import lending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ def test_any_worker_streams_the_counters_as_they_move(
             counter = stream.until_shown(lambda counter: counter["count"] == 20 and counter["refused"] == 30)
             del counter["epoch"]
             expected = {"name": "default", "count": 20, "limit": 20, "lost": False, "admitted": 20, "refused": 30}
-            assert counter == expected
+            assert counter == {**expected, "leased": 0}
         servers = {told["server"] for stream in streams if (told := stream.event())}
         assert len(servers) == 1
 
@@ -242,3 +243,9 @@ def test_it_can_be_switched_off(empty_valkey: RedisServer, service: Callable[...
     assert running.get("/watch/events")[0] == 404
     with urlopen(f"{running.url}/metrics", timeout=PATIENCE) as answer:
         assert answer.status == 200
+
+
+def test_events_tell_what_is_leased(empty_valkey: RedisServer, service: Callable[..., Service]) -> None:
+    running = service(empty_valkey.url, workers=1, limit=10**6, wait_for="/readyz")
+    with watching(running) as [stream], lending(empty_valkey.url, "default"):
+        stream.until(lambda event: stream.counters.get("default", {}).get("leased") == 8)
