@@ -36,9 +36,8 @@ async def open_counters(
 
     The options are the service's settings: `store_timeout` is the seconds that a claim waits for the store,
     `store_replicas` how many of a Redis or Valkey must have it before it is answered, `on_loss` what a loss of data
-    does ("halt" or "raise"), `halt_cache` the seconds for which a halted counter is refused from memory, `lease` the seconds of
-    its own demand that it takes ahead (0: nothing). Each process
-    opens its own, after it was forked.
+    does ("halt" or "raise"), `halt_cache` the seconds for which a halted counter is refused from memory, `lease` the
+    seconds of its own demand that it takes ahead, 0: nothing. Each process opens its own, after it was forked.
 
     Doesn't wait for the store. Raises StoreURLError for a URL that can't be used and for a driver that isn't
     installed, ValueError for a time that can't be. The end waits for the claims on their way.
