@@ -40,7 +40,7 @@ NOTICED_AT: dict[str, int] = {
     "lost replies waited for": 0,
     "no new connection": 0,
     "nothing given up": 12,
-    "older epoch believed": 92,
+    "older epoch believed": 100,
     "one more admitted": 4,
     "orphans not told": 10,
     "plain claims rounded up": 4,
@@ -62,6 +62,6 @@ NOTICED_AT: dict[str, int] = {
     "sequence read again for a repeat": 3,
     "silence waited out": 11,
     "the older limit wins": 100,
-    "tombstone forgotten": 58,
+    "tombstone forgotten": 296,
     "word executed however late": 0,
 }
