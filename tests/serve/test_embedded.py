@@ -136,14 +136,14 @@ def accept_writes(home: Path) -> None:
 
 
 def test_a_store_whose_disk_is_full_is_shared(tmp_path: Path, service: Callable[..., Service]) -> None:
-    first = service(None, "/readyz", command="serve", workers=1, limit=1000)
+    first = service(None, "/readyz", command="serve", workers=1, limit=1000, lease=0)
     numbers = claims(first, 100)
     owner = stores(tmp_path)
     refuse_writes(tmp_path)
     wait_until(lambda: not number_of(first, numbers), "the disk to be full")
 
     assert run("status", home=tmp_path) == (0, f"default: {len(numbers)} of 1000\n", "")
-    second = service(None, "/livez", command="serve", workers=1, limit=1000)
+    second = service(None, "/livez", command="serve", workers=1, limit=1000, lease=0)
     assert second.get("/")[0] == 503
     assert stores(tmp_path) == owner
     accept_writes(tmp_path)

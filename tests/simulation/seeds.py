@@ -22,7 +22,7 @@ NOTICED_AT: dict[str, int] = {
     "a loss not marked": 27,
     "absence believed": 7,
     "another batch while one is on its way": 1,
-    "another epoch believed": 215,
+    "another epoch believed": 662,
     "change begins at 0": 0,
     "change does not write the limit": 0,
     "change is no revision": 100,
