@@ -27,7 +27,7 @@ SETTINGS = settings(
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("bad-input")
     store = RedisServer(folder / "store", None, "--appendfsync", "no").start()
-    service = Service(folder, store.url, command=request.param, limit=LIMIT, admin_token=TOKEN, halt_cache=0)
+    service = Service(folder, store.url, command=request.param, limit=LIMIT, admin_token=TOKEN, halt_cache=0, lease=0)
     service.start("/readyz")
     yield service
     service.stop()
