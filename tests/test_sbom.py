@@ -24,8 +24,9 @@ FILES = {
     f"{SITE}/pythonricing-0.1.0.dist-info/METADATA": "Name: pythonricing\nVersion: 0.1.0\nLicense-Expression: MIT\n",
     f"{SITE}/other.txt": "Name: nothing\nVersion: 1\n",
     "var/lib/dpkg/status.d/libssl3t64": "Package: libssl3t64\nStatus: install ok installed\nVersion: 3.5.1-1\n",
+    "usr/share/doc/libssl3t64/copyright": "In prose.\nLicense: to whom it may concern\n",
     "var/lib/dpkg/status.d/ca-certificates": "Package: ca-certificates\nVersion: 20250419\n",
-    "usr/share/doc/ca-certificates/copyright": "License: GPL-2+\n text\n\nFiles: mozilla/*\nLicense: MPL-2.0\n",
+    "usr/share/doc/ca-certificates/copyright": "Format: 1\n\nLicense: GPL-2+\n text\n\nFiles: a/*\nLicense: MPL-2.0\n",
 }
 
 

@@ -13,7 +13,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cyclonedx.factory.license import LicenseFactory
+from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
@@ -64,6 +64,8 @@ def _licences(told: Message) -> list[str]:
 
 def _terms(copyright: str) -> list[str]:
     """The licences that a copyright file of Debian's names, if it can be read by machines."""
+    if not copyright.startswith("Format:"):
+        return []
     return sorted({found.strip() for found in re.findall(r"^License: *(\S.*)$", copyright, re.MULTILINE)})
 
 
@@ -81,6 +83,8 @@ def main(target: Path) -> None:
     service = next((each for each in found if each.name == "pythonricing"), None)
     bom = Bom(components=[each for each in found if each is not service])
     bom.metadata.component = service
+    if service is not None:
+        bom.register_dependency(service, bom.components)
     target.write_text(JsonV1Dot6(bom).output_as_string(indent=2) + "\n")
     for each in found:
         names = [getattr(term, "value", None) or getattr(term, "id", None) or term.name for term in each.licenses]

@@ -105,7 +105,7 @@ def test_its_bill_of_materials_has_all_that_was_locked_and_what_it_stands_on(
     listed = subprocess.run(commands, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     podman("rm", container)
     found = json.loads((tmp_path / "sbom.json").read_text())
-    names = {each["name"]: each["version"] for each in found["components"]}
+    names = {each["purl"].partition("@")[0].rpartition("/")[2]: each["version"] for each in found["components"]}
     locked = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements" / "image.lock").read_text(), re.MULTILINE)
     markers = {"colorama", "win32-setctime", "async-timeout", "exceptiongroup"}  # of other systems and Pythons
     assert {name: version for name, version in locked if name not in markers}.items() <= names.items()
