@@ -30,7 +30,8 @@ def numbers_of_workers(*services: Service) -> dict[tuple[int, str], list[int]]:
         for record in records(service, "request_count"):
             extra = record["extra"]
             last = extra["request_count"]
-            numbers[record["process"]["id"], extra["counter"]].extend(range(last - extra["n"] + 1, last + 1))
+            for first, end in extra.get("numbers", [(last - extra["n"] + 1, last)]):
+                numbers[record["process"]["id"], extra["counter"]].extend(range(first, end + 1))
     return numbers
 
 
