@@ -202,10 +202,13 @@ def test_a_claim_waits_for_another_workers_lease_and_is_refused_only_when_that_i
             answers: list[tuple[int, Any]] = []
             asked = threading.Thread(target=lambda: answers.append(claim(other, name)))
             asked.start()
+            # What comes back is for this claim: the holder's clients claim no more.
+            stopping = threading.Thread(target=load.stop)
+            stopping.start()
             lease = server.run("HGET", key, leases[0])
         asked.join()
         seconds, micros = (int(part) for part in server.run("TIME"))
-        load.stop()
+        stopping.join()
         [(status, _)] = answers
         if status == 429 and lease is not None:
             # Not before the lease could no longer be waited for, or had come back and been given to others.
