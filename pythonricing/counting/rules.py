@@ -151,7 +151,9 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
     if seen is None:
         return state, False
     if state is None or state.epoch < seen.epoch:
-        more = State(seen.epoch, seen.revision, seen.issued, seen.limit, seen.most)
+        # Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
+        told = state.issued if state is not None and state.lost and not state.deleted else 0
+        more = State(seen.epoch, seen.revision, max(told, seen.issued), seen.limit, seen.most)
         more.deleted, more.moved = seen.deleted, seen.moved
         more.lost = state is not None and state.lost
         return more, True

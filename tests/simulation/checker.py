@@ -82,7 +82,7 @@ class Owners:
             if not grants:
                 self._history.object("numbers come from the store, for this claim", op.name, str(op))
             elif not self._place(title, ()):
-                taken = self._others(title, grants[0])[0][0].owner
+                taken = next((other.owner for by in grants for other, _ in self._others(title, by)), "somebody else")
                 self._history.object("no number has two owners", op.name, f"{op}, owned by {taken}")
 
     def _fits(self, grant: Grant, op: Operation, low: int, high: int) -> bool:
@@ -103,20 +103,20 @@ class Owners:
             and not any(grant.sent <= at < op.asked for at in ended)
         )
 
-    def _place(self, title: Title, barred: tuple[Grant, ...]) -> bool:
+    def _place(self, title: Title, moving: tuple[Title, ...]) -> bool:
         """Find a grant for numbers, if need be by finding another one for those who were thought to have its."""
+        before = {era: list(owned) for era, owned in self._owned.items()}
         for grant in title.grants:
-            if grant in barred:
+            others = self._others(title, grant)
+            if any(other in moving for other, _ in others):
                 continue
             owned = self._owned.setdefault((grant.name, grant.era), [])
-            for other in self._others(title, grant):
-                owned.remove(other)
-                if not self._place(other[0], (*barred, grant)):
-                    owned.append(other)
-                    break
-            else:
-                owned.append((title, grant))
+            for held in others:
+                owned.remove(held)
+            owned.append((title, grant))
+            if all(self._place(other, (*moving, title)) for other, _ in others):
                 return True
+            self._owned = {era: list(kept) for era, kept in before.items()}
         return False
 
     def _others(self, title: Title, grant: Grant) -> list[tuple[Title, Grant]]:

@@ -615,6 +615,14 @@ def test_what_is_lost_is_the_highest_that_any_worker_tells(opened: Opened) -> No
     assert put(opened, 100)[0].count == 36
 
 
+def test_what_is_lost_is_the_highest_that_any_worker_tells_of_whatever_epoch(opened: Opened) -> None:
+    # A worker that knew nothing began an epoch after a loss, and that one was lost too.
+    for known in (Seen(1_700_000_000_000_000, 0, 7, 100), Seen(1_700_000_000_000_001, 0, 2, 100)):
+        with pytest.raises(StateLost):
+            opened.claim(1, seen=known)
+    assert put(opened, 100)[0].issued == 7
+
+
 def test_setting_a_lost_counter_keeps_its_keys(opened: Opened) -> None:
     put(opened, 10)
     opened.claim(1, keys=["a"])

@@ -257,8 +257,10 @@ BEGIN
     RETURN state;
   ELSE
     IF state.epoch < seen_epoch THEN
+      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
+      state.issued := CASE
+        WHEN state.lost AND state.deleted_until IS NULL THEN greatest(state.issued, seen_issued) ELSE seen_issued END;
       state.epoch := seen_epoch;
-      state.issued := seen_issued;
       state.moved := seen_moved;
       state.base := 0;
     END IF;

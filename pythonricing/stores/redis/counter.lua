@@ -91,6 +91,7 @@ lost, deleted = lost and true, deleted and true
 
 local raised = false -- the number before a loss raised it
 local saved = false -- whether the state is another one than `stored`
+local forgotten = false -- whether what was free and leased is over
 
 -- Claims mostly find the state that their worker has seen, and need nothing of what follows. Functions that capture the
 -- state cost a fifth of the script, so they are only made where they may be needed.
@@ -109,6 +110,13 @@ if not settled then
     redis.call('HSET', KEYS[1], 'count', digits(issued), 'limit', digits(limit), 'most', digits(most),
       'epoch', digits(epoch), 'revision', digits(revision), 'base', digits(base), 'moved', digits(moved))
     redis.call('HDEL', KEYS[1], 'origin')
+    if forgotten then
+      for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+        if field == 'free' or string.sub(field, 1, 6) == 'lease:' then
+          redis.call('HDEL', KEYS[1], field)
+        end
+      end
+    end
     redis.call('HSET', KEYS[1], 'version', VERSION)
     for field, value in pairs({ lost = lost and digits(issued) or '', deleted = deleted and '1' or '' }) do
       if value == '' then
@@ -124,14 +132,9 @@ if not settled then
     end
   end
 
-  -- Nothing is free and nothing leased any more.
+  -- Nothing is free and nothing leased any more, once this is saved.
   function forget()
-    free, stored[12] = {}, false
-    for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-      if field == 'free' or string.sub(field, 1, 6) == 'lease:' then
-        redis.call('HDEL', KEYS[1], field)
-      end
-    end
+    free, stored[12], forgotten = {}, false, true
   end
 
   -- Begin an epoch at 0; restarted: by somebody who meant to, whatever was before it.
@@ -152,7 +155,9 @@ if not settled then
     local seen_revision, seen_issued, seen_moved = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[7])
     local before = issued or 0
     if not epoch or epoch < seen_epoch then
-      epoch, revision, issued, base, moved = seen_epoch, seen_revision, seen_issued, 0, seen_moved
+      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
+      issued = math.max(lost and not deleted and before or 0, seen_issued)
+      epoch, revision, base, moved = seen_epoch, seen_revision, 0, seen_moved
       limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
     elseif epoch > seen_epoch then
       -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
