@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.lane import Lane
+from pythonricing.counting.lease import Lease
 from pythonricing.stores.link import Link
 from pythonricing.stores.redis import store
 from pythonricing.stores.redis.pipeline import Pipeline
@@ -134,6 +135,36 @@ MUTANTS = {
     "silence waited out": Mutant((Pipeline, "_watch"), "self.close()", "pass"),
     "lost replies waited for": Mutant((Pipeline, "connection_lost"), "future.set_exception(lost)", "pass"),
     "no new connection": Mutant((Link, "lost"), "if self._task is not None and self._task.done():", "if False:"),
+    # Leases
+    "lease used after its time": Mutant((Lease, "take"), "and self._clock() < span.until", ""),
+    "lease kept without its connection": Mutant((Counters, "_on_disconnect"), "lane.end_lease()", "pass"),
+    "lease kept through a loss": Mutant((Lane, "lose"), "self.lease.drop()", "pass"),
+    "lease kept under another revision": Mutant((Lease, "see"), "self.end()", "pass"),
+    "returned twice": Mutant((Lane, "_send"), "lease.back = []", "pass"),
+    "receipt without what is lent": Mutant(
+        store.CLAIM,
+        "ARGV[11] .. ' ' .. reply, 'EX', ARGV[13])\nend\nreturn reply",
+        "ARGV[11] .. ' ' .. (string.gsub(reply, ' [%d,-]+$', ' -')), 'EX', ARGV[13])\nend\nreturn reply",
+    ),
+    "free run given twice": Mutant(
+        store.CLAIM, "run[1], moved, stirred = first + size, moved + size, true", "moved, stirred = moved + size, true"
+    ),
+    "what comes back is not free": Mutant(
+        store.CLAIM, "free[#free + 1], moved, stirred = run,", "local _, moved = run,"
+    ),
+    "moved not compared": Mutant(store.CLAIM, "and moved >= tonumber(ARGV[7]) ", ""),
+    "free runs kept through a loss": Mutant(store.CLAIM, "if field == 'free' or string", "if string"),
+    "leases kept through a loss": Mutant(
+        store.CLAIM, "if field == 'free' or string.sub(field, 1, 6) == 'lease:' then", "if field == 'free' then"
+    ),
+    "held runs forgotten": Mutant(store.CLAIM, "lease[#lease + 1] = run\n    end", "lease = lease\n    end"),
+    "lent too much": Mutant(store.CLAIM, "math.floor((limit - taken) / LEASE_PART)", "math.floor((limit - taken) / 8)"),
+    "refused while a lease is out": Mutant(
+        (Lane, "_settle"), "if count - verdict.out + size <= limit and self._may_wait(claim):", "if False:"
+    ),
+    "halted while a lease is out": Mutant(
+        (Lane, "_settle"), "and worker.halt_cache and not verdict.out", "and worker.halt_cache"
+    ),
 }
 
 
