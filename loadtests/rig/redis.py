@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hiredis
+import psutil
 
 from loadtests.rig.processes import Unavailable, spawn
 from loadtests.rig.waiting import PATIENCE, free_port, wait_until
@@ -130,6 +131,8 @@ class RedisServer:
     def pause(self) -> None:
         """Stop it from doing anything; its connections stay open."""
         self.signal(signal.SIGSTOP)
+        # The signal is sent, not yet obeyed.
+        wait_until(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED, "the server to stand still")
 
     def resume(self) -> None:
         """Go on after a pause."""

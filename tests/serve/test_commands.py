@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from loadtests.rig.redis import RedisServer
     from loadtests.rig.service import Service
 
-SEATS = {"name": "seats", "count": 0, "limit": 500, "remaining": 500, "halted": False}
+SEATS = {"name": "seats", "count": 0, "limit": 500, "remaining": 500, "halted": False, "leased": 0}
 
 
 @pytest.fixture(params=["empty_valkey", "empty_postgres"])
