@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtests.rig.service import environment
+from loadtests.rig.waiting import PATIENCE
 from pythonricing.counting.model import Word
 from pythonricing.stores import create_store
 from tests.serve.commands import PROGRAM, run
@@ -115,6 +116,9 @@ def test_more_counters_than_a_page_has_are_listed(empty_valkey: RedisServer, tmp
         await store.open()
         await store.ready()
         await asyncio.gather(*(store.put(name, Word(uuid.uuid4().hex, 2**60), 1) for name in names))
+        async with asyncio.timeout(PATIENCE):
+            while len(await store.browse(len(names))) < len(names):  # nobody waits for the index otherwise
+                await asyncio.sleep(0.01)
         await store.close()
 
     asyncio.run(fill())
