@@ -169,22 +169,24 @@ BEGIN
   RETURN runs || ARRAY[first, last];
 END $$;
 
--- How many numbers are out on leases that may come back: they do for 0.3 s. Without those of one worker.
-CREATE OR REPLACE FUNCTION pythonricing.leased(state pythonricing.counter, but_worker text) RETURNS bigint
-LANGUAGE plpgsql AS $$
+-- How many numbers are out on leases that may come back: they do for 0.3 s. One worker's lease is another one by now.
+CREATE OR REPLACE FUNCTION pythonricing.leased(
+  counter_name text, last_lent bigint,
+  own_worker text DEFAULT '', own_held int8multirange DEFAULT NULL, own_lent bigint DEFAULT NULL
+) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
   young bigint;
 BEGIN
-  IF state.lent IS NULL THEN
+  IF last_lent IS NULL THEN
     RETURN 0;
   END IF;
   young := pythonricing.clock() - 300000;
-  IF state.lent <= young THEN
+  IF last_lent <= young THEN
     RETURN 0;
   END IF;
-  RETURN (
+  RETURN CASE WHEN own_lent > young THEN pythonricing.total(own_held) ELSE 0 END + (
     SELECT coalesce(sum(pythonricing.total(r.held)), 0) FROM pythonricing.receipt r
-    WHERE r.name = state.name AND r.worker <> but_worker AND r.lent > young);
+    WHERE r.name = counter_name AND r.worker <> own_worker AND r.lent > young);
 END $$;
 
 -- Numbers from at most so many free runs, the lowest first, and the rest of them fresh, as far as the limit goes.
@@ -366,18 +368,16 @@ DECLARE
   receipt pythonricing.receipt;
   claim record;
   answer bigint[];
-  records bigint[] := '{}';
+  records bigint[];
   known bigint[];
-  runs bigint[] := '{}';
+  runs bigint[];       -- null as long as nothing is free, because then they are one, of those issued here
   got bigint[];
-  lent bigint[] := '{}';
+  lent bigint[];
   held int8multirange;
   run int8multirange;
-  stored bigint;
   before bigint;
-  taken bigint;
+  spare bigint := 0;   -- how many are free
   size bigint;
-  scattered boolean := false;
   admitted bigint;
   waited bigint;
   raised bigint;
@@ -467,28 +467,27 @@ BEGIN
   END IF;
 
   outcome := 'OK';
-  stored := counter.issued;
   IF batch_sequence = 0 THEN
     reply := ARRAY[
       batch_attempt, counter.epoch, counter.revision, counter."limit", counter.most,
       counter.issued - pythonricing.total(counter.free), counter.issued, counter.moved,
-      pythonricing.leased(counter, ''), raised, 0, 0];
+      pythonricing.leased(counter_name, counter.lent), raised, 0, 0];
     IF writing THEN
       CALL pythonricing.finish(changed);
     END IF;
     RETURN;
   END IF;
 
-  -- What the worker gives back becomes free, as far as it was lent in this state. Whatever else is said, no number counts
-  -- as free and as held, or twice.
-  IF receipt.held IS NOT NULL THEN
+  -- Each expression costs a microsecond, since every call is a transaction: most batches meet few of those that follow.
+  IF receipt.held IS NOT NULL OR counter.free IS NOT NULL THEN
+    -- What the worker gives back becomes free, as far as it was lent in this state. Whatever else is said, no number
+    -- counts as free and as held, or twice.
     FOR i IN 1..coalesce(cardinality(back), 0) BY 2 LOOP
       run := int8multirange(int8range(back[i], back[i + 1], '[]'));
       IF receipt.held @> run THEN
         receipt.held := receipt.held - run;
         counter.free := coalesce(counter.free, '{}') + run;
         counter.moved := counter.moved + back[i + 1] - back[i] + 1;
-        changed := true;
       END IF;
     END LOOP;
     FOR i IN 1..coalesce(cardinality(still), 0) BY 2 LOOP
@@ -498,15 +497,14 @@ BEGIN
         held := coalesce(held, '{}') + run;
       END IF;
     END LOOP;
+    IF counter.free IS NOT NULL THEN
+      runs := '{}';
+      spare := pythonricing.total(counter.free);
+      changed := true;
+    END IF;
   END IF;
 
-  taken := counter.issued;
-  IF counter.free IS NOT NULL THEN
-    scattered := true;
-    changed := true;
-    taken := taken - pythonricing.total(counter.free);
-  END IF;
-  before := taken;
+  before := counter.issued - spare;
   FOR claim IN SELECT * FROM unnest(times, sizes, keys) AS claims (times, size, key) LOOP
     IF claim.key IS NOT NULL THEN
       SELECT k.record INTO known FROM pythonricing.key k
@@ -516,39 +514,37 @@ BEGIN
         CONTINUE;
       END IF;
       records := records || 0::bigint;
+    ELSIF runs IS NULL AND (counter.most = 0 OR claim.size <= counter.most)
+        AND claim.times <= (counter."limit" - counter.issued) / claim.size THEN
+      counter.issued := counter.issued + claim.size * claim.times;
+      CONTINUE;
     END IF;
     CONTINUE WHEN counter.most > 0 AND claim.size > counter.most;
-    admitted := 0;
-    IF taken < counter."limit" THEN
-      admitted := least(claim.times, (counter."limit" - taken) / claim.size);
-      taken := taken + admitted * claim.size;
-      IF scattered THEN
-        FOR n IN 1..admitted LOOP
-          CALL pythonricing.take(counter, claim.size, got);
-          FOR i IN 1..cardinality(got) BY 2 LOOP
-            runs := pythonricing.add(runs, got[i], got[i + 1]);
-          END LOOP;
+    admitted := greatest(0, least(claim.times, (counter."limit" - counter.issued + spare) / claim.size));
+    IF runs IS NULL THEN
+      counter.issued := counter.issued + admitted * claim.size;
+    ELSE
+      FOR n IN 1..admitted LOOP
+        CALL pythonricing.take(counter, claim.size, got);
+        FOR i IN 1..cardinality(got) BY 2 LOOP
+          runs := pythonricing.add(runs, got[i], got[i + 1]);
         END LOOP;
-      ELSE
-        counter.issued := counter.issued + admitted * claim.size;
-      END IF;
+      END LOOP;
+      spare := pythonricing.total(counter.free);
     END IF;
-    IF admitted < claim.times AND waited IS NULL THEN
-      waited := pythonricing.leased(counter, worker_id);
-      IF held IS NOT NULL AND receipt.lent > pythonricing.clock() - 300000 THEN
-        waited := waited + pythonricing.total(held);
-      END IF;
+    IF waited IS NULL AND admitted < claim.times THEN
+      waited := CASE WHEN counter.lent IS NULL THEN 0
+        ELSE pythonricing.leased(counter_name, counter.lent, worker_id, held, receipt.lent) END;
     END IF;
     -- A refusal is remembered once no lease can make room any more.
-    IF claim.key IS NOT NULL AND (admitted > 0 OR taken + claim.size - waited > counter."limit") THEN
-      known := ARRAY[claim.size, taken, counter."limit", admitted];
-      IF admitted > 0 AND scattered THEN
+    IF claim.key IS NOT NULL
+        AND (admitted > 0 OR counter.issued - spare + claim.size - waited > counter."limit") THEN
+      known := ARRAY[claim.size, counter.issued, counter."limit", admitted];
+      IF admitted = 0 THEN
+        known[2] := counter.issued - spare;
+      ELSIF runs IS NOT NULL THEN
         known[2] := got[cardinality(got)];
-        IF cardinality(got) > 2 THEN
-          known := known || got;
-        END IF;
-      ELSIF admitted > 0 THEN
-        known[2] := counter.issued;
+        known := known || CASE WHEN cardinality(got) > 2 THEN got END;
       END IF;
       INSERT INTO pythonricing.key AS k (name, key, epoch, record, expires) VALUES (
           counter_name, claim.key, counter.epoch, known,
@@ -557,23 +553,18 @@ BEGIN
           SET epoch = excluded.epoch, record = excluded.record, expires = excluded.expires;
     END IF;
   END LOOP;
-  IF waited IS NULL AND taken >= counter."limit" THEN
-    waited := pythonricing.leased(counter, worker_id);
-    IF held IS NOT NULL AND receipt.lent > pythonricing.clock() - 300000 THEN
-      waited := waited + pythonricing.total(held);
-    END IF;
-  END IF;
-  IF counter.issued > stored THEN
-    changed := true;
-    IF NOT scattered THEN
-      runs := ARRAY[stored + 1, counter.issued];
-    END IF;
-  END IF;
 
-  -- A lease is at most 1/64 of what is left and at least 4 numbers, of at most 8 free runs; none is given above 64 of them.
-  IF want > 0 THEN
-    size := least(want, (counter."limit" - taken) / 64);
+  IF want > 0 OR counter.issued - spare >= counter."limit" THEN
+    IF waited IS NULL AND counter.issued - spare >= counter."limit" THEN
+      waited := pythonricing.leased(counter_name, counter.lent, worker_id, held, receipt.lent);
+    END IF;
+    -- A lease is at most 1/64 of what is left and at least 4 numbers, of at most 8 free runs; none is given above 64 of
+    -- those.
+    size := least(want, (counter."limit" - counter.issued + spare) / 64);
     IF size >= 4 AND (SELECT count(*) <= 64 FROM unnest(counter.free)) THEN
+      IF runs IS NULL THEN
+        runs := CASE WHEN counter.issued > before THEN ARRAY[before + 1, counter.issued] ELSE '{}' END;
+      END IF;
       CALL pythonricing.gather(counter, size, 8, lent);
       held := coalesce(held, '{}');
       FOR i IN 1..cardinality(lent) BY 2 LOOP
@@ -585,14 +576,18 @@ BEGIN
     END IF;
   END IF;
 
-  IF changed THEN
+  IF changed OR counter.issued > before THEN
     UPDATE pythonricing.counter c
       SET issued = counter.issued, moved = counter.moved, free = nullif(counter.free, '{}'), lent = counter.lent
       WHERE c.name = counter_name;
   END IF;
   answer := ARRAY[
-    batch_attempt, counter.epoch, counter.revision, counter."limit", counter.most, before, counter.issued, counter.moved,
-    coalesce(waited, 0), raised, cardinality(runs)] || runs || cardinality(lent)::bigint || lent || records;
+    batch_attempt, counter.epoch, counter.revision, counter."limit", counter.most, before, counter.issued,
+    counter.moved, coalesce(waited, 0), raised] || CASE
+      WHEN runs IS NOT NULL THEN cardinality(runs)::bigint || runs
+      WHEN counter.issued > before THEN ARRAY[2, before + 1, counter.issued]
+      ELSE ARRAY[0::bigint]
+    END || CASE WHEN lent IS NULL THEN ARRAY[0::bigint] ELSE cardinality(lent)::bigint || lent END || records;
   INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires, held, lent) VALUES (
       counter_name, worker_id, batch_sequence, answer, clock_timestamp() + make_interval(secs => receipt_seconds),
       held, CASE WHEN held IS NOT NULL THEN receipt.lent END)
@@ -734,8 +729,8 @@ BEGIN
   outcome := 'OK';
   answer := ARRAY[
     missed::int, counter.epoch, counter.revision, counter."limit", counter.most,
-    counter.issued - pythonricing.total(counter.free), counter.issued, counter.moved, pythonricing.leased(counter, ''),
-    raised];
+    counter.issued - pythonricing.total(counter.free), counter.issued, counter.moved,
+    pythonricing.leased(counter_name, counter.lent), raised];
   reply := answer;
   INSERT INTO pythonricing.receipt (name, worker, sequence, reply, expires) VALUES (
     counter_name, word_id, 0, answer, clock_timestamp() + make_interval(secs => receipt_seconds))

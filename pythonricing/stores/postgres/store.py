@@ -66,10 +66,10 @@ CLOCK = "SELECT pythonricing.clock() AS clock"
 BROWSE = """
 SELECT array_agg(name) AS names, array_agg(issued - pythonricing.total(free)) AS counts, array_agg("limit") AS limits,
   array_agg(epoch) AS epochs, array_agg(lost) AS lost, array_agg(revision) AS revisions, array_agg(most) AS mosts,
-  array_agg(issued) AS issued, array_agg(moved) AS moved, array_agg(leased) AS leased
+  array_agg(issued) AS issued, array_agg(moved) AS moved, array_agg(pythonricing.leased(name, lent)) AS leased
 FROM (
-  SELECT c.*, pythonricing.leased(c, '') AS leased FROM pythonricing.counter c
-  WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2 ORDER BY name COLLATE "C" LIMIT $1::bigint
+  SELECT * FROM pythonricing.counter WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2
+  ORDER BY name COLLATE "C" LIMIT $1::bigint
 ) AS first
 """
 INSPECT = """
