@@ -523,7 +523,7 @@ BEGIN
     admitted := greatest(0, least(claim.times, (counter."limit" - counter.issued + spare) / claim.size));
     IF runs IS NULL THEN
       counter.issued := counter.issued + admitted * claim.size;
-    ELSE
+    ELSIF admitted > 0 THEN
       FOR n IN 1..admitted LOOP
         CALL pythonricing.take(counter, claim.size, got);
         FOR i IN 1..cardinality(got) BY 2 LOOP
@@ -554,12 +554,13 @@ BEGIN
     END IF;
   END LOOP;
 
-  IF want > 0 OR counter.issued - spare >= counter."limit" THEN
-    IF waited IS NULL AND counter.issued - spare >= counter."limit" THEN
-      waited := pythonricing.leased(counter_name, counter.lent, worker_id, held, receipt.lent);
-    END IF;
-    -- A lease is at most 1/64 of what is left and at least 4 numbers, of at most 8 free runs; none is given above 64 of
-    -- those.
+  IF waited IS NULL AND counter.issued - spare >= counter."limit" THEN
+    waited := pythonricing.leased(counter_name, counter.lent, worker_id, held, receipt.lent);
+  END IF;
+
+  -- A lease is at most 1/64 of what is left and at least 4 numbers, of at most 8 free runs; none is given above 64 of
+  -- those.
+  IF want >= 4 THEN
     size := least(want, (counter."limit" - counter.issued + spare) / 64);
     IF size >= 4 AND (SELECT count(*) <= 64 FROM unnest(counter.free)) THEN
       IF runs IS NULL THEN
