@@ -708,10 +708,11 @@ def test_expired_rows_are_removed_and_no_others(
         monkeypatch.setattr(postgres, "SWEEP_SECONDS", 0)
         # One expired row of each kind is in the hands of a transaction that takes its time; it is passed over.
         other = await asyncpg.connect(empty_postgres.url)
-        async with opened(empty_postgres.url), other.transaction():
+        async with other.transaction():
             for table, column in (("key", "expires"), ("receipt", "expires"), ("counter", "deleted_until")):
                 await other.execute(f"SELECT FROM pythonricing.{table} WHERE {column} < now() LIMIT 1 FOR UPDATE")
-            await until(empty_postgres, rows, (6, 3 * 5 + 1, 25 + 6))
+            async with opened(empty_postgres.url):
+                await until(empty_postgres, rows, (6, 3 * 5 + 1, 25 + 6))
         async with opened(empty_postgres.url):
             await until(empty_postgres, rows, (5, 3 * 5, 25 + 5))
         await other.close()
