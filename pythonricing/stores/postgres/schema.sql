@@ -235,15 +235,16 @@ END $$;
 -- The state with whatever a worker has seen beyond it, which the store has lost then; null if there is nothing.
 CREATE OR REPLACE FUNCTION pythonricing.reconcile(
   state pythonricing.counter,
-  seen_epoch bigint, seen_revision bigint, seen_issued bigint, seen_limit bigint, seen_most bigint, seen_deleted boolean,
-  seen_moved bigint
+  seen_epoch bigint, seen_revision bigint, seen_issued bigint, seen_limit bigint, seen_most bigint,
+  seen_deleted boolean, seen_moved bigint
 ) RETURNS pythonricing.counter LANGUAGE plpgsql AS $$
 BEGIN
   IF seen_epoch IS NULL THEN
     RETURN NULL;
   ELSIF state.epoch > seen_epoch THEN
     -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-    IF (seen_epoch <= -state.base OR seen_issued <= greatest(state.base, 0)) AND NOT (seen_revision > 0 AND state.revision = 0) THEN
+    IF (seen_epoch <= -state.base OR seen_issued <= greatest(state.base, 0))
+        AND NOT (seen_revision > 0 AND state.revision = 0) THEN
       RETURN NULL;
     END IF;
     state.issued := greatest(state.issued, seen_issued);
@@ -279,8 +280,8 @@ END $$;
 -- The same, marked as lost ("halt"), or raised to what is known ("raise"), as a counter that was marked before is too.
 CREATE OR REPLACE FUNCTION pythonricing.recover(
   state pythonricing.counter, on_loss text,
-  seen_epoch bigint, seen_revision bigint, seen_issued bigint, seen_limit bigint, seen_most bigint, seen_deleted boolean,
-  seen_moved bigint
+  seen_epoch bigint, seen_revision bigint, seen_issued bigint, seen_limit bigint, seen_most bigint,
+  seen_deleted boolean, seen_moved bigint
 ) RETURNS pythonricing.counter LANGUAGE plpgsql AS $$
 DECLARE
   more pythonricing.counter := pythonricing.reconcile(
@@ -308,8 +309,8 @@ BEGIN
   END IF;
 END $$;
 
--- End a transaction in which nothing was executed for a batch; and if that is a repeat, nothing is later either, when its
--- first copy arrives: the receipt is '{}' for LOST, epoch and revision of the deletion, or zeros, for MISSING.
+-- End a transaction in which nothing was executed for a batch; and if that is a repeat, nothing is later either, when
+-- its first copy arrives: the receipt is '{}' for LOST, epoch and revision of the deletion, or zeros, for MISSING.
 CREATE OR REPLACE PROCEDURE pythonricing.refuse(
   counter_name text, worker_id text, batch_sequence bigint, batch_attempt int, receipt_seconds int, answer bigint[],
   changed boolean
@@ -329,10 +330,10 @@ END $$;
 --
 -- The claims are groups in arrival order: times[i] claims of sizes[i]; one with a key is a group of its own. Runs of
 -- numbers are pairs of the first and the last one.
--- `outcome` is OK, MISSING, LOST or STALE; `reply` is attempt, epoch, revision, limit, most, the numbers taken before, issued
--- and moved, the numbers out on leases that may come back (if a claim was not admitted or none was made, or else 0), what
--- was issued before a loss raised it (or null), the length of what follows: the runs that the admitted claims got, the same
--- of what the worker is lent, and for each keyed claim the length of its record, and that, or 0 where the key was new.
+-- `outcome` is OK, MISSING, LOST or STALE; `reply` is attempt, epoch, revision, limit, most, the numbers taken before,
+-- issued, moved, the numbers out on leases that may come back (0 if every claim was admitted and another one might be),
+-- and what was issued before a loss raised it, or null. Then, each after its length: the runs that the admitted claims
+-- got, those that the worker is lent, and for each keyed claim its record, of length 0 where the key was new.
 -- MISSING replies epoch and revision of the deletion if that is known.
 CREATE OR REPLACE PROCEDURE pythonricing.claim(
   patience int,
@@ -548,7 +549,8 @@ BEGIN
       END IF;
       INSERT INTO pythonricing.key AS k (name, key, epoch, record, expires) VALUES (
           counter_name, claim.key, counter.epoch, known,
-          clock_timestamp() + make_interval(secs => CASE WHEN admitted > 0 THEN key_seconds ELSE refused_key_seconds END))
+          clock_timestamp()
+            + make_interval(secs => CASE WHEN admitted > 0 THEN key_seconds ELSE refused_key_seconds END))
         ON CONFLICT (name, key) DO UPDATE
           SET epoch = excluded.epoch, record = excluded.record, expires = excluded.expires;
     END IF;
@@ -720,7 +722,10 @@ BEGIN
     raised := NULL;
   ELSIF counter.lost OR (new_limit, new_most) <> (counter."limit", counter.most) THEN
     counter.revision := counter.revision + 1;
-    counter.base := CASE WHEN counter.lost AND counter.base >= 0 THEN greatest(counter.base, counter.issued) ELSE counter.base END;
+    counter.base := CASE
+      WHEN counter.lost AND counter.base >= 0 THEN greatest(counter.base, counter.issued)
+      ELSE counter.base
+    END;
   END IF;
   counter.lost := false;
   counter."limit" := new_limit;
