@@ -84,6 +84,7 @@ class Step(NamedTuple):
     #: Words of the same number and act are one word, sent again.
     word: int
     late: bool
+    #: Below 0: so many less 1 above what was issued.
     limit: int | None
     most: int | None
     want: int
@@ -142,10 +143,10 @@ def busy(seen: st.SearchStrategy[View | None]) -> st.SearchStrategy[list[Step]]:
     further = st.builds(
         Step._replace,
         steps,
-        act=often(["claim"] * 12 + ["read", "change", "restart"]),
+        act=often(["claim"] * 12 + ["read", "change", "change", "change", "restart"]),
         seen=seen,
         again=often([0, 0, 0, 0, 0, 1]),
-        limit=often([None, 100, 300, 350, 1000]),
+        limit=often([None, -1, -1, -3, -9, 300, 350, 1000]),
         most=often([None, 0]),
         want=often([0, 5, 5, 60, 500]),
     )
@@ -224,7 +225,10 @@ class Told:
             case "delete":
                 return await store.delete(self._name, word)
             case how:
-                return await store.put(self._name, word, step.limit, step.most, how)
+                limit = step.limit
+                if limit is not None and limit < 0:
+                    limit = (self._seen[-1].issued if self._seen else 0) - limit - 1
+                return await store.put(self._name, word, limit, step.most, how)
 
     async def _claim(self, step: Step, seen: Seen | None) -> Verdict:
         self._sequence += not step.again
