@@ -146,6 +146,7 @@ def busy(seen: st.SearchStrategy[View | None]) -> st.SearchStrategy[list[Step]]:
         act=often(["claim"] * 12 + ["read", "change", "change", "change", "restart"]),
         seen=seen,
         again=often([0, 0, 0, 0, 0, 1]),
+        claims=st.lists(st.tuples(often([1, 2, 5, 12, 12]), st.none() | often("abcdefghijklmnop")), max_size=5),
         limit=often([None, -1, -1, -3, -9, 300, 350, 1000]),
         most=often([None, 0]),
         want=often([0, 5, 5, 60, 500]),
