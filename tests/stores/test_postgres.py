@@ -23,7 +23,6 @@ from loadtests.rig.clients import hammer
 from loadtests.rig.waiting import PATIENCE, free_port, wait_until
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import (
-    LEASE_RETURN_SECONDS,
     Batch,
     Counter,
     NoSuchCounter,
@@ -729,30 +728,6 @@ def test_one_worker_cleans_up_for_all(empty_postgres: PostgresServer) -> None:
             for pause, left in ((3600, 1), (0, 0)):
                 call = sweep[0].format(pause)
                 assert await asyncio.to_thread(empty_postgres.sql, call, sweep[1]) == [(left,)]
-
-    asyncio.run(scenario())
-
-
-def test_a_lease_is_waited_for_by_the_servers_clock(empty_postgres: PostgresServer) -> None:
-    async def scenario() -> None:
-        async with opened(empty_postgres.url) as store:
-            await store.put("seats", word(), 1000)
-            assert (await store.claim(batch("seats", want=15))).lent == [(1, 15)]
-            started = await store.clock("seats")
-            await store.put("seats", word(), 20)
-            verdict = await store.claim(batch("seats", 6, worker="v", keys=["k"]))
-            now = await store.clock("seats")
-            if now - started < LEASE_RETURN_SECONDS * 1e6:
-                assert (verdict.runs, verdict.out, (await store.browse(1))[0].count) == ([], 15, 15)
-            await asyncio.sleep(LEASE_RETURN_SECONDS)
-            assert (await store.claim(batch("seats", 6, worker="v", sequence=2, keys=["k"]))).out == 0
-            counter = await store.read("seats")
-            assert (counter.count, counter.leased) == (15, 0)
-            # What comes back all the same is free again; what was refused for good stays so.
-            verdict = await store.claim(batch("seats", 6, 6, sequence=2, keys=["k", "l"], back=[(1, 15)]))
-            assert (verdict.replays, verdict.runs) == ([Replay(6, 15, 20, False), None], [(1, 6)])
-            counter = await store.read("seats")
-            assert (counter.count, counter.issued, counter.moved) == (6, 15, 21)
 
     asyncio.run(scenario())
 

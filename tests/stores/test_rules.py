@@ -135,7 +135,7 @@ def busy(seen: st.SearchStrategy[View | None]) -> st.SearchStrategy[list[Step]]:
         Step._replace,
         steps,
         act=st.just("restart"),
-        limit=often([300, 350, 1000, 10_000]),
+        limit=often([350, 1000, 10_000]),
         most=st.just(0),
         late=st.just(False),
         word=st.just(99),
@@ -143,13 +143,15 @@ def busy(seen: st.SearchStrategy[View | None]) -> st.SearchStrategy[list[Step]]:
     further = st.builds(
         Step._replace,
         steps,
-        act=often(["claim"] * 12 + ["read", "change", "change", "change", "restart"]),
+        act=often(["claim"] * 18 + ["change"] * 4 + ["read", "restart"]),
         seen=seen,
         again=often([0, 0, 0, 0, 0, 1]),
-        claims=st.lists(st.tuples(often([1, 2, 5, 12, 12]), st.none() | often("abcdefghijklmnop")), max_size=5),
-        limit=often([None, -1, -1, -3, -9, 300, 350, 1000]),
+        claims=st.lists(
+            st.tuples(often([1, 12, 12, 30, 60]), st.none() | often("abcdef") | often("ghijkl")), max_size=3
+        ),
+        limit=often([-1, -1, -3, 350, 1000, 10_000]),
         most=often([None, 0]),
-        want=often([0, 5, 5, 60, 500]),
+        want=often([0, 0, 5, 60, 500]),
     )
     return st.builds(lambda begin, rest: [begin, *rest], first, st.lists(further, min_size=15, max_size=50))
 

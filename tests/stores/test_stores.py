@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,7 @@ from loadtests.rig.redis import RedisServer, redis_programs
 from loadtests.rig.sentinels import SentinelServers
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import (
+    LEASE_RETURN_SECONDS,
     Answer,
     Batch,
     KeyReused,
@@ -227,6 +229,47 @@ def test_a_key_twice_in_one_batch_counts_once(opened: Opened) -> None:
     put(opened, 10)
     assert opened.claim(2, 2, 2, keys=["a", "a", "a"]).replays == [None, *[Replay(2, 2, 10, True)] * 2]
     assert opened.count() == 2
+
+
+def test_scattered_numbers_are_told_again(opened: Opened) -> None:
+    put(opened, 1000)
+    assert opened.claim(want=15).lent == [(1, 15)]
+    assert opened.claim(5, worker="v").runs == [(16, 20)]
+    opened.claim(back=[(8, 11), (1, 4)])
+    put(opened, 22)
+    scattered = [(1, 4), (8, 11), (21, 22)]
+    assert opened.claim(10, keys=["a"]).runs == scattered
+    assert opened.claim(10, keys=["a"]).replays == [Replay(10, 22, 22, True, tuple(scattered))]
+    assert opened.count() == 22
+
+
+def test_a_refusal_is_not_remembered_while_a_lease_may_come_back(opened: Opened) -> None:
+    while True:
+        put(opened, 1000, how="restart")
+        opened.claim(want=15)
+        put(opened, 15)
+        verdict = opened.claim(1, keys=["a"], worker="v")
+        assert (verdict.before, verdict.runs) == (15, [])
+        if verdict.out:  # within 0.3 s
+            break
+    assert verdict.out == 15
+    opened.claim(back=[(3, 4)], held=[(5, 15)])
+    assert opened.claim(1, keys=["a"], worker="v").runs == [(3, 3)]
+
+
+def test_a_lease_is_not_waited_for_longer_than_it_may_take_and_comes_back_all_the_same(opened: Opened) -> None:
+    put(opened, 1000)
+    opened.claim(want=15)
+    put(opened, 20)
+    time.sleep(LEASE_RETURN_SECONDS)
+    assert opened.claim(6, keys=["a"], worker="v").out == 0
+    counter = opened.run(opened.store.read(opened.name))
+    assert (counter.count, counter.leased) == (15, 0)
+    # What was refused for good stays so.
+    verdict = opened.claim(6, 6, keys=["a", "b"], back=[(1, 15)])
+    assert (verdict.replays, verdict.runs) == ([Replay(6, 15, 20, False), None], [(1, 6)])
+    counter = opened.run(opened.store.read(opened.name))
+    assert (counter.count, counter.issued, counter.moved) == (6, 15, 21)
 
 
 def test_keys_are_forgotten_with_their_counter(opened: Opened) -> None:
