@@ -99,9 +99,12 @@ def decide(count: int, limit: int, size: int, most: int = 0, replay: Replay | No
 
 
 def take(state: State, size: int) -> list[Run]:
-    """The numbers of an admitted claim: one run, unless only scattered ones are left. The lowest free ones go first."""
+    """The numbers of an admitted claim: one run, unless only scattered ones are left. The lowest free ones go first.
+
+    None lies above the limit, which may have come down: up to there at least as many are free as the limit leaves.
+    """
     for index, (first, last) in enumerate(state.free):
-        if last - first + 1 >= size:
+        if min(last, state.limit) - first + 1 >= size:
             state.free[index : index + 1] = [(first + size, last)] if first + size <= last else []
             state.moved += size
             return [(first, first + size - 1)]

@@ -98,6 +98,8 @@ class Leases:
         free_after = numbers(after.free)
         given = numbers(runs_of(words[9])) | numbers(runs_of(words[10]))
         fresh = set(range((before.issued or 0) + 1, (after.issued or 0) + 1))
+        if max(given, default=0) > (after.limit or 0):
+            history.object("no number lies above the limit", name, f"{worker} was given {sorted(given)}: {after}")
         strange = (free_after | given) - free_before - held - fresh
         if strange and before.epoch == after.epoch:
             history.object("only what was lent comes back", name, f"{worker}: {sorted(strange)[:9]}")

@@ -596,6 +596,21 @@ def test_a_claim_above_the_largest_takes_nothing_and_uses_no_key(opened: Opened)
     assert opened.count() == 5
 
 
+def test_no_number_above_a_limit_that_came_down_is_given(opened: Opened) -> None:
+    put(opened, 1000)
+    assert list(opened.claim(worker="v", want=8).lent) == [(1, 8)]
+    opened.claim(92)
+    assert list(opened.claim(worker="w", want=8).lent) == [(101, 108)]
+    opened.claim(worker="v", back=[(2, 2), (4, 4)], held=[(1, 1), (3, 3), (5, 8)])
+    opened.claim(worker="w", back=[(101, 108)])
+    assert put(opened, 100)[0].count == 98
+    verdict = opened.claim(2)
+    assert list(verdict.runs) == [(2, 2), (4, 4)]
+    assert list(opened.claim(1).runs) == []
+    put(opened, 108)
+    assert list(opened.claim(2).runs) == [(101, 102)]
+
+
 def test_a_limit_of_an_older_copy_is_a_loss(opened: Opened) -> None:
     put(opened, 10)
     opened.claim(4)

@@ -221,7 +221,7 @@ DECLARE
   first bigint;
 BEGIN
   SELECT lower(run) INTO first FROM unnest(counter.free) run
-    WHERE upper(run) - lower(run) >= size ORDER BY run LIMIT 1;
+    WHERE least(upper(run) - 1, counter."limit") - lower(run) + 1 >= size ORDER BY run LIMIT 1;
   IF NOT FOUND THEN
     CALL pythonricing.gather(
       counter, size, CASE WHEN counter.issued + size <= counter."limit" THEN 0 END, got);

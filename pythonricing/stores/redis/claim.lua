@@ -120,7 +120,7 @@ if free[1] then
   -- The numbers of an admitted claim: one run, unless only scattered ones are left.
   function take(size)
     for index, run in ipairs(free) do
-      if run[2] - run[1] + 1 >= size then
+      if math.min(run[2], limit) - run[1] + 1 >= size then
         local first = run[1]
         run[1], moved, stirred = first + size, moved + size, true
         if run[1] > run[2] then
