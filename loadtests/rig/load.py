@@ -93,3 +93,21 @@ class Load:
         """Make no more claims, and wait for the answers to those on their way."""
         self._stopping.set()
         return self.join()
+
+
+def until_sold_out(load: Load, service: Service, limit: int) -> History:
+    """The end of a load, and claims after it until every counter has given `limit` numbers.
+
+    What was lent when a connection was lost may come back too late for the last claims of a load.
+    """
+    history = load.join()
+
+    def is_sold_out() -> bool:
+        admitted = history.admitted()
+        if all(admitted.get(name) == limit for name in COUNTERS):
+            return True
+        history.calls.extend(Load(service, len(COUNTERS), clients=1).join().calls)
+        return False
+
+    wait_until(is_sold_out, f"every number to be admitted: {history.admitted()}")
+    return history

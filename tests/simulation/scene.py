@@ -113,5 +113,6 @@ def simulate(seed: int | str, faults: Sequence[Fault] | None = None) -> Scene:
     finally:
         random.setstate(state)
         uuid.uuid4 = make
+        logger.enable("pythonricing")
         scene.world.close()
     return scene
