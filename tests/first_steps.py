@@ -59,7 +59,7 @@ class Tmux:
         """What is on the screen and above it, without what is typed here and what pip says of this machine alone."""
         text = self._run("capture-pane", "-p", "-J", "-S", "-", "-t", name).replace(self._home, "~")
         lines = [line.rstrip() for line in text.splitlines() if not line.startswith(("clear; ", "WARNING: "))]
-        return "\n".join(lines).strip()
+        return "\n".join(lines).strip("\n")
 
     def wait_for(self, name: str, pattern: str) -> str:
         """The screen, once it matches."""
