@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help run test test-slow simulate locust compare headline failovers profile benchmark lint format lock clean
+.PHONY: help run test test-slow simulate locust compare headline failovers profile benchmark lint format first-steps lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '%-11s %s\n' "$$name" "$$text"; done
@@ -38,6 +38,9 @@ profile: .venv/dev  ## a flame graph of a worker under load; writes results/prof
 
 benchmark: .venv/dev  ## the claim path without sockets
 	$(BIN)/pytest tests/counting/test_claim_path.py --benchmark-only
+
+first-steps: .venv/dev  ## record docs/first-steps.md anew; needs tmux and port 8080
+	$(BIN)/python -m tests.first_steps
 
 lint: .venv/dev  ## style and types
 	$(BIN)/ruff check .

@@ -43,8 +43,8 @@ def pages() -> list[Path]:
 
 
 def blocks(text: str) -> Iterator[str]:
-    """The text of each fenced block."""
-    return (found[2] for found in FENCE.finditer(text))
+    """The text of each fenced block, but of `text`: what a screen has shown is no command."""
+    return (found[2] for found in FENCE.finditer(text) if found[1] != "text")
 
 
 def lines(text: str) -> Iterator[str]:
