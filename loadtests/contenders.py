@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -16,7 +17,7 @@ import urllib.request
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadtests.rig.processes import Unavailable, spawn, stop
 from loadtests.rig.waiting import free_port, port_is_taken
@@ -51,24 +52,21 @@ class App:
 
     target: str
     stores: tuple[str, ...]
-    #: What a ratio of the service to it answers.
-    question: str = ""
     #: Whether it has the service's API, beyond `GET /` and `GET /counters/default`.
     is_service: bool = False
+    #: Whether it claims to give every number once and no more than its limit.
+    exact: bool = True
 
 
 #: Every peer has an entry here and a module in `peers/`.
 PEERS = {
-    "constant": App("loadtests.peers.constant:app", ("none",), "against the constant answer"),
-    "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",), "against FastAPI"),
-    "library": App(
-        "loadtests.peers.fastapi_library:app", ("redis",), "against FastAPI with the library", is_service=True
-    ),
-    "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",), "against read-then-write"),
+    "constant": App("loadtests.peers.constant:app", ("none",), exact=False),
+    "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",)),
+    "library": App("loadtests.peers.fastapi_library:app", ("redis",), is_service=True),
+    "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",), exact=False),
     "one-claim": App(
         "loadtests.peers.one_claim:app",
         ("redis", "redis-fsync", "unix", "postgresql"),
-        "against batches of one claim",
         is_service=True,
     ),
 }
@@ -138,6 +136,11 @@ class Contender:
     def synced(self) -> bool:
         """Whether all workers share one count."""
         return self.store != "memory" or self.workers == 1
+
+    @property
+    def exact(self) -> bool:
+        """Whether it promises exactness, over all of its workers."""
+        return APPS[self.app].exact and self.counts and self.synced
 
     def with_workers(self, workers: int) -> Contender:
         return replace(self, workers=workers)
@@ -250,15 +253,32 @@ class Running:
     def usage(self) -> Usage:
         return Usage.of(self.pid)
 
+    def put(self, counter: str, limit: int) -> None:
+        """Create a counter of the service with a limit, or set it. Raises ContenderError."""
+        status, _ = self._ask("PUT", counter, json.dumps({"limit": limit}).encode())
+        if status not in (200, 201):
+            raise ContenderError(f"counter {counter} can't be set up: status {status}")
+
+    def read(self, counter: str) -> Any:
+        """The counter as the application reads it; None where it doesn't. Raises OSError."""
+        status, answer = self._ask("GET", counter)
+        return answer if status == 200 else None
+
+    def _ask(self, method: str, counter: str, body: bytes | None = None) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/counters/{counter}", body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                text = answer.read()
+                return answer.status, json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            return error.code, None
+
     def reset(self) -> None:
         """Set the counter to 0. Workers that count for themselves are only reached by starting them anew."""
         match self.contender:
             case Contender(is_service=True, synced=True):
-                request = urllib.request.Request(
-                    f"{self.url}/counters/default", method="DELETE", headers={"Authorization": f"Bearer {self.token}"}
-                )
-                with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=10):
-                    pass
+                self._ask("DELETE", "default")
                 time.sleep(AFTER_RESET)
             case Contender(is_service=True):
                 self._stop_server()
