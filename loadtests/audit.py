@@ -146,7 +146,7 @@ async def _of_one(port: int, limit: int) -> History:
 
 def audit(running: Running) -> Audit:
     """Of a contender that has counted nothing yet. Raises ContenderError where its counters can't be set or read."""
-    if running.contender.is_service and running.contender.synced:
+    if running.contender.has_counters:
         for name, limit in COUNTERS.items():
             running.put(name, limit)
         history = asyncio.run(claim_all(running.port, COUNTERS))

@@ -30,16 +30,19 @@ class Checker:
     """Every answer of one counter, whose limit is known from whoever set it: not from the answer that is checked.
 
     No number twice, none over the limit, no other limit, no refusal while there is room. `given` is how many numbers
-    claims were given, `refused` how many claims were refused.
+    claims were given, `unknown` how many those claims asked for whose answer never came, `refused` how many claims
+    were refused.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.given = self.refused = 0
+        self.given = self.unknown = self.refused = 0
         self._numbers = Numbers()
 
     def check(self, status: int, body: bytes, size: int) -> None:
         """Raises Wrong."""
+        if status == 0:
+            self.unknown += size
         if status not in (200, 429):
             raise Wrong(f"{status}: {body[:120].decode(errors='replace')}" if status else "no answer")
         try:
@@ -65,10 +68,12 @@ class Checker:
         elif sum(map(self._numbers.add, range(count - size + 1, count + 1))) < size:
             raise Wrong("a number given twice")
 
-    def balance(self, moved: int, unknown: int, *, singles: bool = False) -> None:
-        """What the counter has moved by, less what was given, lies between 0 and `unknown`: numbers of claims whose
-        answers nobody has seen. Where claims of one were refused, all of the limit is given. Raises Wrong."""
-        if not 0 <= moved - self.given <= unknown:
-            raise Wrong(f"the counter moved by {moved}, claims were given {self.given}")
-        if singles and self.refused and self.given + unknown < self.limit:
+    def balance(self, count: int, *, singles: bool) -> None:
+        """Hold what was given against the count of a counter that began at 0, once nothing is on its way any more.
+
+        `singles`: claims were of one, so that a refusal means that the whole limit is given. Raises Wrong.
+        """
+        if not 0 <= count - self.given <= self.unknown:
+            raise Wrong(f"the counter reads {count}, claims were given {self.given}")
+        if singles and self.refused and self.given + self.unknown < self.limit:
             raise Wrong(f"refused with {self.given} of {self.limit} given")

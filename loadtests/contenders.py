@@ -33,8 +33,35 @@ ROOT = Path(__file__).resolve().parent.parent
 #: A limit that no measurement reaches: every claim is admitted.
 UNLIMITED = 2**53 - 1
 
-#: The servers that serve/servers.py starts: a new one is an entry there.
-SERVERS = tuple(servers.SERVERS)
+
+def _of_service(name: str) -> Callable[[str, int, int], list[str]]:
+    """As `pythonricing serve` starts it (serve/servers.py)."""
+    return lambda target, port, workers: [
+        name,
+        *servers.command(name, target, host="127.0.0.1", port=port, workers=workers),
+    ]
+
+
+def _gunicorn(worker: str, *options: str) -> Callable[[str, int, int], list[str]]:
+    """With its heartbeat's file in memory, as its documentation recommends where that is no disk."""
+    return lambda target, port, workers: [
+        *("gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--worker-class", worker),
+        *("--backlog", str(servers.BACKLOG), "--worker-tmp-dir", "/dev/shm", *options, target),
+    ]
+
+
+#: How each server is started after `python -m`, from an app, a port and a number of workers: a new one is an entry
+#: here, with what its own documentation recommends for production.
+SERVERS: dict[str, Callable[[str, int, int], list[str]]] = {
+    "granian": _of_service("granian"),
+    "uvicorn": _of_service("uvicorn"),
+    "hypercorn": lambda target, port, workers: [
+        *("hypercorn", "--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--worker-class", "uvloop"),
+        *("--backlog", str(servers.BACKLOG), "--keep-alive", str(servers.HEAD_SECONDS), target),
+    ],
+    "gunicorn": _gunicorn("uvicorn_worker.UvicornWorker"),
+    "gunicorn-asgi": _gunicorn("asgi", "--asgi-loop", "uvloop"),
+}
 
 #: How each store is started in a folder; None where the workers keep it in their memory.
 STORES: dict[str, Callable[[Path], Valkey | Postgres] | None] = {
@@ -54,6 +81,8 @@ class App:
     stores: tuple[str, ...]
     #: Whether it has the service's API, beyond `GET /` and `GET /counters/default`.
     is_service: bool = False
+    #: Whether it has named counters that can be set.
+    has_counters: bool = False
     #: Whether it claims to give every number once and no more than its limit.
     exact: bool = True
 
@@ -64,13 +93,17 @@ PEERS = {
     "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",)),
     "library": App("loadtests.peers.fastapi_library:app", ("redis",), is_service=True),
     "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",), exact=False),
+    "asgi-incr": App("loadtests.peers.asgi_incr:app", ("redis",)),
+    "asgi-batch": App("loadtests.peers.asgi_batch:app", ("redis",)),
+    "limits": App("loadtests.peers.fastapi_limits:app", ("redis",), exact=False),
     "one-claim": App(
         "loadtests.peers.one_claim:app",
         ("redis", "redis-fsync", "unix", "postgresql"),
         is_service=True,
+        has_counters=True,
     ),
 }
-APPS = {"service": App("pythonricing.app:app", tuple(STORES), is_service=True), **PEERS}
+APPS = {"service": App("pythonricing.app:app", tuple(STORES), is_service=True, has_counters=True), **PEERS}
 
 SPELLING = re.compile(r"(?P<words>[a-z-]+(?:\+[a-z-]+)+)(?:\[(?P<options>[^\[\]]*)\])?")
 
@@ -125,8 +158,13 @@ class Contender:
 
     @property
     def is_service(self) -> bool:
-        """Whether it has the service's API: readiness, named counters, resets."""
+        """Whether it has the service's readiness and resets."""
         return APPS[self.app].is_service
+
+    @property
+    def has_counters(self) -> bool:
+        """Whether it has named counters that can be set, and that all workers share."""
+        return APPS[self.app].has_counters and self.synced
 
     @property
     def counts(self) -> bool:
@@ -149,8 +187,8 @@ class Contender:
         """The server's command line, as anybody would type it after `python -m`."""
         target = APPS[self.app].target
         words = [word for word in self.options if not word.startswith("PYTHONRICING_")]
-        line = servers.command(self.server, target, host="127.0.0.1", port=port, workers=self.workers)
-        return [self.server, *line[:-1], *words, target]
+        *line, target = SERVERS[self.server](target, port, self.workers)
+        return [*line, *words, target]
 
     def environment(self, store_url: str, limit: int, token: str) -> dict[str, str]:
         """What the application is told; settings of the caller's own PYTHONRICING_* variables are left out."""

@@ -117,7 +117,7 @@ def plan(options: Options) -> tuple[dict[str, Contender], list[Pair]]:
             for number in options.connections[1:]:
                 pair(other, workers, connections=number)
             for number in options.counters[1:]:
-                if other.is_service and first.is_service and "memory" not in (first.store, other.store):
+                if other.with_workers(workers).has_counters and first.with_workers(workers).has_counters:
                     pair(other, workers, counters=number)
     return up, list(pairs)
 

@@ -1,7 +1,7 @@
 """Ratios of slices that lay side by side: the Hodges-Lehmann estimate with the exact signed-rank interval.
 
-Hodges and Lehmann, "Estimates of Location Based on Rank Tests", Ann. Math. Statist. 34(2), 1963; the interval is the set
-of ratios that Wilcoxon's signed-rank test doesn't reject. It assumes no distribution, only that the noise of the
+Hodges and Lehmann, "Estimates of Location Based on Rank Tests", Ann. Math. Statist. 34(2), 1963; the interval is the
+set of ratios that Wilcoxon's signed-rank test doesn't reject. It assumes no distribution, only that the noise of the
 two sides of a pair is alike. tests/loadtests/test_statistics.py holds its rate of false alarms.
 """
 
@@ -52,7 +52,7 @@ class Ratio:
             return "too few slices"
         if p <= LEVEL:
             return "differs"
-        return "equal within 5 %" if 1 / EQUAL <= self.low and self.high <= EQUAL else "undecided"
+        return "equal within 5 %" if self.low >= 1 / EQUAL and self.high <= EQUAL else "undecided"
 
     def reaches(self, aim: float, *, at_least: bool) -> Literal["reached", "missed", "undecided"]:
         """An aim is judged by the bound: reached if the whole interval is on its side, missed if on the other."""
@@ -95,7 +95,7 @@ def of_logs(logs: Sequence[float]) -> Ratio | None:
 
 @cache
 def _at_most(n: int) -> tuple[float, ...]:
-    """For each w the probability that Wilcoxon's W of n values is at most w where their median is 0: counted exactly."""
+    """For each w the exact probability that Wilcoxon's W of n values around 0 is at most w."""
     ways = [1]
     for rank in range(1, n + 1):
         longer = [*ways, *[0] * rank]

@@ -136,9 +136,7 @@ class Wrk:
 
     name = "wrk"
     package = "wrk"
-    explains = (
-        "wrk, kept connections for a fixed time: what it measures is capacity"
-    )
+    explains = "wrk, kept connections for a fixed time: what it measures is capacity"
 
     def available(self) -> bool:
         return shutil.which("wrk") is not None
@@ -171,7 +169,10 @@ TOOLS: dict[str, Tool] = {
 
 
 def run(tool: Tool, url: str, load: Load, *, prefix: Sequence[str] = ()) -> Outcome:
-    """Measure once; `prefix` goes before the tool's command. Raises ToolError when the tool fails, says nothing, or takes far too long."""
+    """Measure once; `prefix` goes before the tool's command.
+
+    Raises ToolError when the tool fails, says nothing, or takes far too long.
+    """
     with tempfile.TemporaryDirectory(prefix="loadtests-") as name:
         folder = Path(name)
         command = [*prefix, *tool.command(url, load, folder)]
