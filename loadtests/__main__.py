@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from loadtests import report, self_test
 from loadtests.contenders import PEERS, ROOT, SERVERS, Contender, ContenderError, Unavailable
+from loadtests.curves import QUICK_SHARES, SHARES, Curves
 from loadtests.design import SCENARIOS, Options
 from loadtests.measure import Lab, Results
 from loadtests.placement import CPUS, PLACEMENTS
@@ -38,6 +40,7 @@ CONTENDERS = [
 ]
 QUICK = ["granian+redis", "uvicorn+redis", "asgi-batch+granian", "fastapi+uvicorn"]
 HEADLINE = ["granian+redis", "granian+memory", "uvicorn+redis", "read-then-write+uvicorn"]
+OPEN = ["granian+redis", "uvicorn+redis", "fastapi+uvicorn"]
 EQUALS = ["granian+redis"]
 
 INTERRUPTED = 130
@@ -94,6 +97,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @click.option("--quick", is_flag=True, help="Within two minutes: fewer contenders and slices.")
+@click.option("--open", "curved", is_flag=True, help="Latency and CPU over offered load, in the open model.")
 @click.option(
     "--self-test",
     "tested",
@@ -137,6 +141,7 @@ def compare(
     *,
     quick: bool,
     tested: bool,
+    curved: bool,
     contenders: tuple[Contender, ...],
     output: Path | None,
     seed: int | None,
@@ -145,21 +150,33 @@ def compare(
     **given: Any,
 ) -> None:
     """Measure contenders side by side, and write results.json, report.md and report.html."""
-    names = EQUALS if tested else QUICK if quick else CONTENDERS
+    names = EQUALS if tested else OPEN if curved else QUICK if quick else CONTENDERS
     options = Options(
         contenders=tuple(dict.fromkeys(contenders)) or tuple(map(Contender.parse, names)),
         workers=(CORES,),
         connections=(32,),
-        placements=placements or (("free",) if quick or tested else tuple(PLACEMENTS)),
+        placements=placements or (("free",) if quick or tested or curved else tuple(PLACEMENTS)),
         tool=given.pop("tool"),
     )
     if quick:
         options = replace(options, slices=8, explored=FEWEST, minutes=1.5)
     if tested:
         options = replace(options, slices=10_000, minutes=10)
+    if curved:
+        options = replace(
+            options, slices=FEWEST if quick else 8, seconds=1 if quick else 2, minutes=1.5 if quick else None
+        )
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
     asked = {options.tool, *(contender.name for contender in contenders)}
-    _run(options, seed, output, published, asked_for=asked, tested=tested)
+    _run(
+        options,
+        seed,
+        output,
+        published,
+        asked_for=asked,
+        tested=tested,
+        curved=(QUICK_SHARES if quick else SHARES) if curved else (),
+    )
 
 
 @main.command()
@@ -182,9 +199,13 @@ def headline(*, seed: int | None, output: Path | None, published: bool, **given:
 
 @main.command("report")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def render(folder: Path) -> None:
+@click.option("--publish", "published", is_flag=True, help="Write the figures into docs/benchmarks.md, too.")
+def render(folder: Path, *, published: bool) -> None:
     """Write the report of a results.json anew."""
-    report.write(Results.from_json((folder / "results.json").read_text()), folder)
+    results = Results.from_json((folder / "results.json").read_text())
+    report.write(results, folder)
+    if published:
+        _publish(results, folder)
     click.echo(folder / "report.html")
 
 
@@ -212,6 +233,7 @@ def _run(
     asked_for: set[str],
     *,
     tested: bool = False,
+    curved: tuple[float, ...] = (),
 ) -> None:
     """Compare, write, and end with status 0, 1 when something failed or is missing, 130 when interrupted."""
     options = replace(options, seed=int(time.time()) if seed is None else seed)
@@ -220,30 +242,37 @@ def _run(
     tool = TOOLS[options.tool]
     if not tool.available():
         raise click.ClickException(f"{options.tool} is not installed: it is in {tool.package}")
-    lab = Lab(options, screen)
+    lab = Curves(options, screen, curved) if curved else Lab(options, screen)
+    lab.results.options["command"] = shlex.join(["python", "-m", "loadtests", *sys.argv[1:]])
     with screen.live:
         results = lab.run()
     skipped = [line for line in results.skipped if line.partition(": ")[0] in asked_for]
     results.errors += [line for line in skipped if line not in results.errors]
     report.write(results, folder)
     if published:
-        _publish(results)
-    _print_summary(screen.console, results)
+        _publish(results, folder)
+    if not curved:
+        _print_summary(screen.console, results)
     if tested:
         click.echo(self_test.as_text(results))
     click.echo(folder / "report.html")
     sys.exit(INTERRUPTED if results.interrupted else 1 if results.errors or not results.runs else 0)
 
 
-def _publish(results: Results) -> None:
-    """Write a comparison into the documentation, unless it is one that nobody should read figures from."""
+def _publish(results: Results, folder: Path) -> None:
+    """Write a comparison and its plot into the documentation, unless nobody should read figures from it."""
     if results.errors or results.interrupted or not results.runs:
         raise click.ClickException("not published: the comparison is not complete")
+    docs = ROOT / "docs"
+    name = (
+        "open" if results.options.get("open") else "headline" if results.options["scenario"] == "sale" else "capacity"
+    )
     try:
-        command = shlex.join(["python", "-m", "loadtests", *sys.argv[1:]])
-        publish(ROOT / "docs" / "benchmarks.md", report.as_page(results, command))
+        publish(docs / "benchmarks.md", report.as_page(results), name)
     except PublishError as error:
         raise click.ClickException(str(error)) from None
+    for plot in () if name == "headline" else folder.glob("*.svg"):
+        shutil.copy(plot, docs / plot.name)
 
 
 def _print_summary(console: Console, results: Results) -> None:

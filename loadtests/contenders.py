@@ -323,7 +323,7 @@ class Running:
                 self._start()
             case Contender(counts=True):
                 assert isinstance(self.store, Valkey)
-                self.store.forget("count")
+                self.store.forget()
 
     def _stop_server(self) -> None:
         if self._process is not None:

@@ -63,14 +63,21 @@ class Section:
 
 
 def write(results: Results, folder: Path) -> None:
-    """results.json, report.md, report.html and the plot for a page, forest.svg."""
+    """results.json, report.md, report.html, a plot for a page (forest.svg or curves.svg), .hgrm files of curves."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(results.to_json())
-    parts, drawn = sections(results), plots.draw(results)
+    if results.options.get("open"):
+        from loadtests import curves, curves_report
+
+        parts, drawn = curves_report.sections(results), curves_report.draw(results) if results.runs else {}
+        curves.write_hgrm(results, folder)
+    else:
+        parts, drawn = sections(results), plots.draw(results)
     (folder / "report.md").write_text(as_markdown(parts))
     (folder / "report.html").write_text(as_html(parts, drawn))
     if drawn:
-        (folder / "forest.svg").write_text(plots.for_readme(next(iter(drawn.values()))))
+        name = "curves.svg" if results.options.get("open") else "forest.svg"
+        (folder / name).write_text(plots.for_readme(next(iter(drawn.values()))))
 
 
 def sections(results: Results) -> list[Section]:
@@ -86,10 +93,16 @@ def sections(results: Results) -> list[Section]:
     return [*parts, _machine(results), _method(results)]
 
 
-def as_page(results: Results, command: str) -> str:
+def as_page(results: Results) -> str:
     """All but the method in Markdown, for a page that has headings of its own."""
-    parts = [part for part in sections(results) if part.title != "Method"]
-    parts[0].title = f"`{command}`"
+    if results.options.get("open"):
+        from loadtests import curves_report
+
+        found = curves_report.sections(results)
+    else:
+        found = sections(results)
+    parts = [part for part in found if part.title != "Method"]
+    parts[0].title = f"`{results.options['command']}`"
     return re.sub("^#+", "###", as_markdown(parts), flags=re.MULTILINE)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 LIMIT = int(os.environ["PEER_LIMIT"])
-store = redis.from_url(os.environ["PEER_STORE"])
+store = redis.from_url(os.environ["PEER_STORE"], max_connections=1024)  # 100 by default, and a 500 beyond
 
 
 def application(claim: Callable[[], Awaitable[int]]) -> Callable[[dict[str, Any], Any, Any], Awaitable[None]]:

@@ -86,6 +86,7 @@ def test_locust_notices_a_wrong_service(name: str, contender: Callable[[str], st
             "while there was room",
             "503:",
             "of 1000 given",
+            "was set",
         )
     )
 

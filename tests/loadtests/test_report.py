@@ -181,7 +181,8 @@ def test_names_and_messages_cannot_break_the_page(results: Results, tmp_path: Pa
 
 
 def test_a_comparison_for_a_page_says_its_command_and_has_headings_below_the_pages(results: Results) -> None:
-    text = report.as_page(results, "python -m loadtests compare --publish")
+    results.options["command"] = "python -m loadtests compare --publish"
+    text = report.as_page(results)
     assert text.startswith("### `python -m loadtests compare --publish`\n")
     assert "Machine: Example CPU" in text
     assert {line.split(" ")[0] for line in text.splitlines() if line.startswith("#")} == {"###"}
