@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Counters of the service with their limits: all different, so that an answer about another counter shows.
 COUNTERS = {f"audit-{number}": 1_201 + 37 * number for number in range(8)}
 SIZES = range(1, 9)
-#: Clients at once, each on one kept connection; a quarter of them with idempotency keys.
+#: Clients at once, each on one kept connection; a third of them with idempotency keys.
 CLIENTS, KEYED = 24, 8
 #: Claims of all sizes, of which about two thirds find room.
 CLAIMS = 3_000
