@@ -26,9 +26,22 @@ def run(key: str, rate: float, turn: int, ms: float, **changes: Any) -> dict[str
     for number in range(100):
         latencies.add(ms * (1 + number / 1000))
     return {
-        "key": key, "rate": rate, "slice": turn, "p99_ms": latencies.percentile(99), "cpu_us": 10 * ms,
-        "latencies": latencies.encoded(), "answered": 100, "seconds": 1, "timed_out": 0, "lost": 0, "waited": 1,
-        "late_p99_ms": 0.1, "void": False, "stolen_cores": 0.0, "machine_cores": 1.0, "generator_share": 0.2,
+        "key": key,
+        "rate": rate,
+        "slice": turn,
+        "p99_ms": latencies.percentile(99),
+        "cpu_us": 10 * ms,
+        "latencies": latencies.encoded(),
+        "answered": 100,
+        "seconds": 1,
+        "timed_out": 0,
+        "lost": 0,
+        "waited": 1,
+        "late_p99_ms": 0.1,
+        "void": False,
+        "stolen_cores": 0.0,
+        "machine_cores": 1.0,
+        "generator_share": 0.2,
         "other_cores": 0.0,
         **changes,
     }
@@ -95,7 +108,12 @@ def test_all_are_offered_the_same_rates_and_every_answer_is_checked() -> None:
         pytest.skip("neither wrk nor ab is installed")
     asked = Options(
         tuple(map(Contender.parse, ("granian+redis", "fastapi+uvicorn"))),
-        workers=(1,), connections=(8,), tool=tool, requests=200, slices=1, limit=20,
+        workers=(1,),
+        connections=(8,),
+        tool=tool,
+        requests=200,
+        slices=1,
+        limit=20,
     )
     lab = Curves(asked, Quiet(), (0.05, 0.1))
     found = lab.run()
