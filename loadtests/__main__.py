@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -11,31 +11,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
-from loadtests import report
+from loadtests import report, self_test
 from loadtests.contenders import PEERS, ROOT, SERVERS, Contender, ContenderError, Unavailable
-from loadtests.measure import SCENARIOS, Lab, Options, Results
+from loadtests.curves import QUICK_SHARES, SHARES, Curves
+from loadtests.design import SCENARIOS, Options
+from loadtests.measure import Lab, Results
+from loadtests.placement import CPUS, PLACEMENTS
 from loadtests.profile import ProfileError, profile
 from loadtests.publish import PublishError, publish
+from loadtests.screen import Screen
+from loadtests.statistics import FEWEST
 from loadtests.tools import TOOLS, ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from rich.console import Console
 
-SERVICE = [f"{server}+{store}" for store in ("redis", "memory", "postgresql") for server in SERVERS]
-OTHERS = ["read-then-write+uvicorn", "fastapi+uvicorn", "constant+granian", "constant+uvicorn"]
-QUICK = ["granian+redis", "uvicorn+redis", *OTHERS]
-HEADLINE = ["granian+redis", "granian+memory", "uvicorn+redis", "uvicorn+memory", "read-then-write+uvicorn"]
+CORES = len(CPUS)
 
-#: `--quick` begins no run after this many seconds; it then still has to stop and to draw.
-QUICK_BUDGET = 85.0
+#: The first against each of the others, the first three of these primary.
+CONTENDERS = [
+    *("granian+redis", "uvicorn+redis", "asgi-batch+granian", "fastapi+uvicorn"),
+    *("granian+memory", "granian+postgresql", "granian+redis[PYTHONRICING_REQUEST_LOG=off]", "constant+granian"),
+    *("asgi-incr+granian", "limits+uvicorn", "hypercorn+redis", "gunicorn+redis", "gunicorn-asgi+redis"),
+]
+QUICK = ["granian+redis", "uvicorn+redis", "asgi-batch+granian", "fastapi+uvicorn"]
+HEADLINE = ["granian+redis", "granian+memory", "uvicorn+redis", "read-then-write+uvicorn"]
+OPEN = ["granian+redis", "uvicorn+redis", "fastapi+uvicorn"]
+EQUALS = ["granian+redis"]
 
 INTERRUPTED = 130
 
@@ -71,58 +77,6 @@ class Spelled(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
-class Screen:
-    """A table that fills while the comparison runs; where the output is no terminal, a line for what happens."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self._bar = Bar(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.fields[phase]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-            console=self.console,
-        )
-        self._task = self._bar.add_task("", phase="", total=1)
-        self._last: dict[tuple[str, str, int], dict[str, Any]] = {}
-        self.live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
-
-    def phase(self, text: str, steps: int) -> None:
-        self._bar.reset(self._task, total=steps, phase=text, description="")
-        if not self.console.is_terminal:
-            self.console.print(f"{text}: {steps} steps", highlight=False)
-        self._begun = False
-
-    def step(self, text: str) -> None:
-        self._bar.update(self._task, advance=1 if self._begun else 0, description=text)
-        self._begun = True
-
-    def measured(self, run: dict[str, Any]) -> None:
-        self._last[run["contender"], run["tool"], run["connections"]] = run
-
-    def trouble(self, text: str) -> None:
-        self.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-
-    def _render(self) -> Table:
-        screen = Table.grid()
-        if self._last:
-            table = Table("contender", "tool", "connections", "round", "requests/s", "p99 ms", "CPU µs/request")
-            for run in list(self._last.values())[-max(5, self.console.height - 8) :]:
-                table.add_row(
-                    run["contender"],
-                    run["tool"],
-                    *(str(run[key]) for key in ("connections", "round")),
-                    f"{run['requests_per_second']:,.0f}",
-                    f"{run['p99_ms']:.2f}",
-                    f"{run['cpu_us']:.1f}",
-                )
-            screen.add_row(table)
-        screen.add_row(self._bar)
-        return screen
-
-
 @click.group()
 def main() -> None:
     """What each choice of server, store and library costs."""
@@ -133,15 +87,23 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--publish", "published", is_flag=True, help="Write the figures into docs/benchmarks.md, too."),
         click.option("--output", type=click.Path(path_type=Path), help="Folder for the results."),
-        click.option("--seed", type=int, help="Of the order within each round; given with the results."),
-        click.option("--rounds", type=click.IntRange(min=1), help="5 by default."),
+        click.option("--seed", type=int, help="Of the order; given with the results."),
+        click.option("--slices", type=click.IntRange(min=1), help="Pairs of slices of primary comparisons; 40."),
+        click.option("--minutes", type=click.FloatRange(min=0), help="Begin no slice after so many minutes."),
     ):
         command = option(command)
     return command
 
 
 @main.command()
-@click.option("--quick", is_flag=True, help="About a minute: fewer contenders, short runs, three rounds.")
+@click.option("--quick", is_flag=True, help="Within two minutes: fewer contenders and slices.")
+@click.option("--open", "curved", is_flag=True, help="Latency and CPU over offered load, in the open model.")
+@click.option(
+    "--self-test",
+    "tested",
+    is_flag=True,
+    help="Ten minutes of equals: how often they are said to differ, and the smallest difference that is found.",
+)
 @click.option(
     "--contender",
     "contenders",
@@ -149,92 +111,107 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     help=(
         f"{'|'.join(SERVERS)} + redis|unix|memory|postgresql for the service, or {'|'.join(PEERS)} + a server. Words "
-        "in brackets are options of the server or settings: 'granian+redis[PYTHONRICING_REQUEST_LOG=off]'. Repeatable."
+        "in brackets are options of the server or settings: 'granian+redis[PYTHONRICING_REQUEST_LOG=off]'. Repeatable: "
+        "the first is compared with each of the others, and the throughput of the first three pairs is primary."
     ),
 )
-@click.option("--tool", "tools", type=click.Choice(list(TOOLS)), multiple=True, help="All by default. Repeatable.")
-@click.option("--workers", type=Numbers(), help="The first is measured with every tool, the others by one.")
-@click.option("--connections", type=Numbers(), help="Likewise, for wrk and Locust; ab always has 10.")
+@click.option("--tool", type=click.Choice(list(TOOLS)), default="wrk", show_default=True)
+@click.option("--workers", type=Numbers(), help="The first is the base; the others are explored.")
+@click.option("--connections", type=Numbers(), default="32", show_default=True, help="Likewise; ab always has 10.")
 @click.option("--counters", type=Numbers(), default="1", help="Likewise: claims spread over this many, by wrk.")
+@click.option(
+    "--placement",
+    "placements",
+    type=click.Choice(list(PLACEMENTS)),
+    multiple=True,
+    help="Which cores generator, server and store have. All by default, the first is the base. Repeatable.",
+)
 @click.option(
     "--scenario", type=click.Choice(list(SCENARIOS)), default="admitted", show_default=True, help="What is answered."
 )
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Of a sale and of the audit.")
-@click.option("--seconds", type=click.IntRange(min=1), help="Of each run of wrk and Locust.")
-@click.option("--requests", type=click.IntRange(min=10), help="Of each run of ab.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Of a sale, and of peers' audits."
+)
+@click.option("--explored", type=click.IntRange(min=1), help="Pairs of slices of exploratory comparisons; 12.")
+@click.option("--width", type=click.FloatRange(min=0.001), help="Go on until the primary intervals are so narrow.")
+@click.option("--seconds", type=click.IntRange(min=1), help="Of each slice of wrk; 1.")
+@click.option("--requests", type=click.IntRange(min=10), help="Of each slice of ab; 2,000.")
 @_shared
 def compare(
     *,
     quick: bool,
+    tested: bool,
+    curved: bool,
     contenders: tuple[Contender, ...],
-    tools: tuple[str, ...],
     output: Path | None,
     seed: int | None,
-    counters: tuple[int, ...],
-    scenario: str,
-    limit: int,
+    placements: tuple[str, ...],
     published: bool,
     **given: Any,
 ) -> None:
     """Measure contenders side by side, and write results.json, report.md and report.html."""
-    defaults = (
-        Options(
-            contenders=tuple(map(Contender.parse, QUICK)),
-            workers=tuple(dict.fromkeys((CORES, 1))),
-            connections=(32, 4),
-            rounds=3,
-            seconds=1,
-            requests=2000,
-            sweep_service_only=True,
-            once=("locust",),
-            budget=QUICK_BUDGET,
-        )
-        if quick
-        else Options(
-            contenders=tuple(map(Contender.parse, SERVICE + OTHERS)),
-            workers=tuple(dict.fromkeys((CORES, 1, 2 * CORES))),
-            connections=(32, 1, 256),
-        )
+    names = EQUALS if tested else OPEN if curved else QUICK if quick else CONTENDERS
+    options = Options(
+        contenders=tuple(dict.fromkeys(contenders)) or tuple(map(Contender.parse, names)),
+        workers=(CORES,),
+        connections=(32,),
+        placements=placements or (("free",) if quick or tested or curved else tuple(PLACEMENTS)),
+        tool=given.pop("tool"),
     )
-    options = replace(
-        defaults,
-        contenders=tuple(dict.fromkeys(contenders)) or defaults.contenders,
-        tools=tuple(dict.fromkeys(tools)) or defaults.tools,
-        counters=counters,
-        scenario=scenario,
-        limit=limit,
-        **{name: value for name, value in given.items() if value is not None},
+    if quick:
+        options = replace(options, slices=8, explored=FEWEST, minutes=1.5)
+    if tested:
+        options = replace(options, slices=10_000, minutes=10)
+    if curved:
+        options = replace(
+            options, slices=FEWEST if quick else 8, seconds=1 if quick else 2, minutes=1.5 if quick else None
+        )
+    options = replace(options, **{name: value for name, value in given.items() if value is not None})
+    asked = {options.tool, *(contender.name for contender in contenders)}
+    _run(
+        options,
+        seed,
+        output,
+        published,
+        asked_for=asked,
+        tested=tested,
+        curved=(QUICK_SHARES if quick else SHARES) if curved else (),
     )
-    _run(options, seed, output, published, asked_for={*tools, *(contender.name for contender in contenders)})
 
 
 @main.command()
 @_shared
-def headline(*, rounds: int | None, seed: int | None, output: Path | None, published: bool) -> None:
+def headline(*, seed: int | None, output: Path | None, published: bool, **given: Any) -> None:
     """`ab -n 10000 -c 10` with 16 workers and a limit of 100: synced against unsynced."""
     options = Options(
         contenders=tuple(map(Contender.parse, HEADLINE)),
         workers=(16,),
         connections=(10,),
-        tools=("ab",),
-        rounds=rounds or 5,
+        tool="ab",
+        requests=10_000,
+        slices=12,
         scenario="sale",
         note="The first PythonRicing reported a mean of 2.659 ms synced and 2.285 ms unsynced, on another machine.",
     )
+    options = replace(options, **{name: value for name, value in given.items() if value is not None})
     _run(options, seed, output, published, asked_for={"ab"})
 
 
 @main.command("report")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def render(folder: Path) -> None:
+@click.option("--publish", "published", is_flag=True, help="Write the figures into docs/benchmarks.md, too.")
+def render(folder: Path, *, published: bool) -> None:
     """Write the report of a results.json anew."""
-    report.write(Results.from_json((folder / "results.json").read_text()), folder)
+    results = Results.from_json((folder / "results.json").read_text())
+    report.write(results, folder)
+    if published:
+        _publish(results, folder)
     click.echo(folder / "report.html")
 
 
 @main.command("profile")
 @click.option("--contender", type=Spelled(), default="granian+redis", show_default=True)
-@click.option("--tool", type=click.Choice(["wrk", "locust"]), default="wrk", show_default=True)
+@click.option("--tool", type=click.Choice(list(TOOLS)), default="wrk", show_default=True)
 @click.option("--seconds", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--connections", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), default=Path("results/profile.svg"), show_default=True)
@@ -248,39 +225,54 @@ def flame_graph(contender: Contender, tool: str, seconds: int, connections: int,
         raise click.ClickException(str(error)) from None
 
 
-def _run(options: Options, seed: int | None, output: Path | None, published: bool, asked_for: set[str]) -> None:
-    """Compare, write, and end with status 0, 1 when something that was asked for is missing, 130 when interrupted."""
-    seed = int(time.time()) if seed is None else seed
-    missing = {name: TOOLS[name] for name in options.tools if not TOOLS[name].available()}
-    lines = [f"{name} is not installed: it is in {tool.package}" for name, tool in missing.items()]
-    options = replace(options, seed=seed, tools=tuple(name for name in options.tools if name not in missing))
+def _run(
+    options: Options,
+    seed: int | None,
+    output: Path | None,
+    published: bool,
+    asked_for: set[str],
+    *,
+    tested: bool = False,
+    curved: tuple[float, ...] = (),
+) -> None:
+    """Compare, write, and end with status 0, 1 when something failed or is missing, 130 when interrupted."""
+    options = replace(options, seed=int(time.time()) if seed is None else seed)
     folder = output or Path("results") / time.strftime("%Y%m%d-%H%M%S")
     screen = Screen()
-    lab = Lab(options, screen, skipped=lines)
-    for line in lines:
-        screen.trouble(f"skipped: {line}")
-    lab.results.errors += [line for name, line in zip(missing, lines, strict=True) if name in asked_for]
+    tool = TOOLS[options.tool]
+    if not tool.available():
+        raise click.ClickException(f"{options.tool} is not installed: it is in {tool.package}")
+    lab = Curves(options, screen, curved) if curved else Lab(options, screen)
+    lab.results.options["command"] = shlex.join(["python", "-m", "loadtests", *sys.argv[1:]])
     with screen.live:
         results = lab.run()
     skipped = [line for line in results.skipped if line.partition(": ")[0] in asked_for]
     results.errors += [line for line in skipped if line not in results.errors]
     report.write(results, folder)
     if published:
-        _publish(results)
-    _print_summary(screen.console, results)
+        _publish(results, folder)
+    if not curved:
+        _print_summary(screen.console, results)
+    if tested:
+        click.echo(self_test.as_text(results))
     click.echo(folder / "report.html")
     sys.exit(INTERRUPTED if results.interrupted else 1 if results.errors or not results.runs else 0)
 
 
-def _publish(results: Results) -> None:
-    """Write a comparison into the documentation, unless it is one that nobody should read figures from."""
+def _publish(results: Results, folder: Path) -> None:
+    """Write a comparison and its plot into the documentation, unless nobody should read figures from it."""
     if results.errors or results.interrupted or not results.runs:
         raise click.ClickException("not published: the comparison is not complete")
+    docs = ROOT / "docs"
+    name = (
+        "open" if results.options.get("open") else "headline" if results.options["scenario"] == "sale" else "capacity"
+    )
     try:
-        command = shlex.join(["python", "-m", "loadtests", *sys.argv[1:]])
-        publish(ROOT / "docs" / "benchmarks.md", report.as_page(results, command))
+        publish(docs / "benchmarks.md", report.as_page(results), name)
     except PublishError as error:
         raise click.ClickException(str(error)) from None
+    for plot in () if name == "headline" else folder.glob("*.svg"):
+        shutil.copy(plot, docs / plot.name)
 
 
 def _print_summary(console: Console, results: Results) -> None:

@@ -1,132 +1,167 @@
-"""The exactness audit: many clients at once claim more than there is, and every number is written down."""
+"""The exactness audit: many clients at once claim all there is, and every answer is held against the limits as set."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from dataclasses import asdict, dataclass, field
+import random
+from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from loadtests.contenders import Contender
+from loadtests.rig.clients import Call, Client, History, hammer
 
-#: Clients at once, each on one kept connection.
-CLIENTS = 32
-#: Claims for each number of the limit: enough to see overselling by a factor of 30.
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from loadtests.contenders import Running
+
+#: Counters of the service with their limits: all different, so that an answer about another counter shows.
+COUNTERS = {f"audit-{number}": 1_201 + 37 * number for number in range(8)}
+SIZES = range(1, 9)
+#: Clients at once, each on one kept connection; a third of them with idempotency keys.
+CLIENTS, KEYED = 24, 8
+#: Claims of all sizes, of which about two thirds find room.
+CLAIMS = 3_000
+#: Keys that are sent once more.
+REPEATS = 64
+#: Of an application that has no counters but one: claims for each number, to see overselling by a factor of 30.
 CLAIMS_PER_NUMBER = 40
-PATIENCE = 30.0
 
 
 @dataclass
 class Audit:
-    """What the clients saw, beside what the counter says afterwards."""
+    """What clients were told, in sums, beside the limits as they were set and what the counters read afterwards."""
 
-    limit: int
+    limits: dict[str, int]
+    readings: dict[str, Any]
     admitted: int = 0
+    distinct: int = 0
     refused: int = 0
-    failures: int = 0
-    numbers: set[int] = field(default_factory=set)
-    reading: int | None = None
+    faults: list[str] = field(default_factory=list)
 
     @property
-    def distinct(self) -> int:
-        return len(self.numbers)
+    def limit(self) -> int:
+        return sum(self.limits.values())
 
-    def verdict(self, contender: Contender) -> str:
-        """In words; `exact` when exactly `limit` were admitted, each with a number of its own from 1 to `limit`."""
-        if not contender.counts:
-            return "does not count"
-        if self.failures:
-            return f"{self.failures} failed answers"
-        if not contender.synced:
-            return f"each of {contender.workers} workers counts for itself"
-        if self.admitted > self.limit:
-            return f"oversold by {self.admitted - self.limit}"
-        if self.distinct < self.admitted:
-            return f"{self.admitted - self.distinct} numbers given twice"
-        if self.admitted < self.limit:
-            return f"undersold by {self.limit - self.admitted}"
-        if self.numbers != set(range(1, self.limit + 1)) or self.reading != self.limit:
-            return f"the counter reads {self.reading}, the numbers go to {max(self.numbers)}"
-        return "exact"
-
-    def to_json(self, contender: Contender) -> dict[str, Any]:
-        record = asdict(self) | {"distinct": self.distinct, "verdict": self.verdict(contender)}
-        del record["numbers"]
-        return record
+    @property
+    def verdict(self) -> str:
+        return "; ".join(self.faults) or "exact"
 
 
-class Client:
-    """The least HTTP client that keeps its connection."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def get(self, path: str) -> tuple[int, Any]:
-        """The status and the JSON. Raises OSError, EOFError or ValueError for anything but a whole answer."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
-        body = await reader.readexactly(int(headers["content-length"]))
-        return int(head[0].split()[1]), json.loads(body)
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
-
-
-async def _claim(client: Client, audit: Audit, claims: list[int], deadline: float) -> None:
-    while claims and time.monotonic() < deadline:
-        claims.pop()
-        try:
-            status, answer = await client.get("/")
-            if status == 429:
-                audit.refused += 1
-                continue
-            if status != 200:
-                raise ValueError(f"status {status}")
-            audit.numbers.add(answer["request_count"])
-            audit.admitted += 1
-        except (OSError, EOFError, ValueError, KeyError, TypeError):
-            audit.failures += 1
-            client.close()
-
-
-async def _audit(port: int, limit: int) -> Audit:
-    audit = Audit(limit)
-    claims = [0] * (CLAIMS_PER_NUMBER * limit)
-    clients = [Client(port) for _ in range(CLIENTS)]
-    deadline = time.monotonic() + PATIENCE
-    try:
-        async with asyncio.timeout(PATIENCE + 5):
-            await asyncio.gather(*(_claim(client, audit, claims, deadline) for client in clients))
-            status, answer = await clients[0].get("/counters/default")
-            audit.reading = answer.get("count") if status == 200 else None
-    except (OSError, EOFError, ValueError):  # TimeoutError is an OSError
-        audit.failures += 1
-    finally:
-        for client in clients:
-            client.close()
+def judge(history: History, limits: Mapping[str, int], readings: Mapping[str, Any]) -> Audit:
+    """Hold a history that ended with a refusal on each counter against the limits; no fault may have been injected."""
+    audit = Audit(dict(limits), dict(readings))
+    for counter, limit in limits.items():
+        calls = history.of(counter)
+        owned = calls.owned()
+        audit.admitted += len(owned)
+        audit.distinct += len(set(owned))
+        audit.refused += calls.statuses().get(429, 0)
+        audit.faults += [f"{counter}: {fault}" for fault in _faults(calls, owned, limit, readings.get(counter))]
     return audit
 
 
-def audit(port: int, limit: int) -> Audit:
-    """Claim from a contender on 127.0.0.1:`port` that was started with `limit` and has counted nothing yet."""
-    return asyncio.run(_audit(port, limit))
+def _faults(history: History, owned: list[int], limit: int, reading: Any) -> list[str]:
+    told = [call for call in history.calls if call.status in (200, 429)]
+    others = {status: count for status, count in history.statuses().items() if status not in (200, 429)}
+    twice = len(owned) - len(set(owned))
+    over = sum(number > limit for number in owned)
+    missing = limit - len({number for number in owned if 1 <= number <= limit})
+    early = sum(call.status == 429 and call.body["request_count"] + call.n <= limit for call in told)
+    limits = sorted({call.body["limit"] for call in told} - {limit})
+    found = {
+        f"{sum(others.values())} failed answers ({', '.join(f'status {status}' for status in others)})": others,
+        f"oversold by {len(owned) - limit}": len(owned) > limit,
+        f"undersold by {limit - len(owned)}": len(owned) < limit,
+        f"{twice} numbers given twice": twice,
+        f"{over} numbers over the limit": over,
+        f"{missing} numbers given to nobody": missing,
+        f"{early} refused while there was room": early,
+        f"the limit is {limit}, answers say {limits}": limits,
+        f"it reads {reading}": reading is None or reading.get("count") != limit or reading.get("limit") != limit,
+        "no claim was refused in the end": not any(call.status == 429 for call in told),
+    }
+    return [text for text, is_so in found.items() if is_so]
+
+
+async def claim_all(port: int, limits: Mapping[str, int], seed: int = 1) -> History:
+    """Claim in all sizes from all counters at once, some with keys and some of these again; then one by one until
+    every counter has refused."""
+    draw = random.Random(seed)
+    history = History()
+    paths = [f"/counters/{name}" for name in limits]
+    plain, keyed = ([draw.choice(SIZES) for _ in range(CLAIMS // CLIENTS * clients)] for clients in (16, 8))
+    await asyncio.gather(
+        hammer(port, CLIENTS - KEYED, plain, draw.sample(paths, len(paths)), history=history),
+        hammer(port, KEYED, keyed, draw.sample(paths, len(paths)), keys=True, history=history),
+    )
+    await _again(port, history)
+    await asyncio.gather(*(_until_refused(port, name, history) for name in limits for _ in range(2)))
+    return history
+
+
+async def _again(port: int, history: History) -> None:
+    """The same keys get the same answers: an admission that differs is an owner of other numbers."""
+    client = Client(port)
+    calls = [call for call in history.calls if call.key is not None and call.status == 200]
+    for call in calls[:REPEATS]:
+        path = f"/counters/{call.counter}?n={call.n}"
+        status, body = await client.request(path, Idempotency_Key=call.key or "")
+        history.calls.append(Call(call.n, status, body, call.key, call.counter))
+    client.close()
+
+
+async def _until_refused(port: int, counter: str, history: History) -> None:
+    """Single claims; no more of them than a counter could hold ten times."""
+    client = Client(port)
+    for _ in range(20_000):
+        try:
+            status, body = await client.request(f"/counters/{counter}")
+        except (OSError, asyncio.IncompleteReadError):
+            status, body = 0, None
+        history.calls.append(Call(1, status, body, None, counter))
+        if status != 200:
+            break
+    client.close()
+
+
+async def _of_one(port: int, limit: int) -> History:
+    """Of an application that knows `GET /` alone."""
+    claims = repeat(1, CLAIMS_PER_NUMBER * limit)
+    history = History()
+
+    async def run() -> None:
+        client = Client(port)
+        for size in claims:
+            try:
+                status, body = await client.request("/", "GET")
+            except (OSError, asyncio.IncompleteReadError, ValueError):
+                status, body = 0, None
+            history.calls.append(Call(size, status, body))
+        client.close()
+
+    await asyncio.gather(*(run() for _ in range(CLIENTS + KEYED)))
+    return history
+
+
+def audit(running: Running) -> Audit:
+    """Of a contender that has counted nothing yet. Raises ContenderError where its counters can't be set or read."""
+    if running.contender.has_counters:
+        for name, limit in COUNTERS.items():
+            running.put(name, limit)
+        history = asyncio.run(claim_all(running.port, COUNTERS))
+        return judge(history, COUNTERS, {name: running.read(name) for name in COUNTERS})
+    history = asyncio.run(_of_one(running.port, running.limit))
+    limits = {"default": running.limit}
+    return judge(history, limits, {name: running.read(name) for name in limits})
 
 
 async def _read(port: int, times: int) -> None:
     client = Client(port)
     try:
         for _ in range(times):
-            await client.get("/counters/default")
-    except (OSError, EOFError, ValueError):
+            await client.request("/counters/default", "GET")
+    except (OSError, asyncio.IncompleteReadError, ValueError):
         pass
     finally:
         client.close()
@@ -136,6 +171,6 @@ def warm_up_reading(port: int) -> None:
     """Bring every layer of an application to temperature without counting: 32 connections read the counter."""
 
     async def read() -> None:
-        await asyncio.gather(*(_read(port, 20) for _ in range(CLIENTS)))
+        await asyncio.gather(*(_read(port, 20) for _ in range(32)))
 
     asyncio.run(read())

@@ -27,26 +27,53 @@ class Wrong(Exception):
 
 
 class Checker:
-    """Every answer of one counter: no number twice, none over the limit, no refusal while there is room."""
+    """Every answer of one counter, whose limit is known from whoever set it: not from the answer that is checked.
 
-    def __init__(self) -> None:
-        self._given = Numbers()
+    No number twice, none over the limit, no other limit, no refusal while there is room. `given` is how many numbers
+    claims were given, `unknown` how many those claims asked for whose answer never came, `refused` how many claims
+    were refused.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.given = self.unknown = self.refused = 0
+        self._numbers = Numbers()
 
     def check(self, status: int, body: bytes, size: int) -> None:
         """Raises Wrong."""
+        if status == 0:
+            self.unknown += size
         if status not in (200, 429):
             raise Wrong(f"{status}: {body[:120].decode(errors='replace')}" if status else "no answer")
         try:
             answer = json.loads(body)
             count, limit = answer["request_count"], answer["limit"]
-            if not isinstance(count, int) or not isinstance(limit, int):
+            if type(count) is not int or type(limit) is not int:
                 raise TypeError
         except (ValueError, KeyError, TypeError):
             raise Wrong(f"not the JSON of a claim: {body[:60].decode(errors='replace')}") from None
+        if status == 429:
+            self.refused += 1
+        else:
+            self.given += size
+        if limit != self.limit:
+            raise Wrong(f"a limit of {limit} where {self.limit} was set")
         if status == 429:
             if count + size <= limit:
                 raise Wrong("refused while there was room")
         elif count > limit:
             raise Wrong("a number over the limit")
-        elif sum(map(self._given.add, range(count - size + 1, count + 1))) < size:
+        elif count < size:
+            raise Wrong("a number below 1")
+        elif sum(map(self._numbers.add, range(count - size + 1, count + 1))) < size:
             raise Wrong("a number given twice")
+
+    def balance(self, count: int, *, singles: bool) -> None:
+        """Hold what was given against the count of a counter that began at 0, once nothing is on its way any more.
+
+        `singles`: claims were of one, so that a refusal means that the whole limit is given. Raises Wrong.
+        """
+        if not 0 <= count - self.given <= self.unknown:
+            raise Wrong(f"the counter reads {count}, claims were given {self.given}")
+        if singles and self.refused and self.given + self.unknown < self.limit:
+            raise Wrong(f"refused with {self.given} of {self.limit} given")

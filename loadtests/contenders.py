@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -16,7 +17,7 @@ import urllib.request
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadtests.rig.processes import Unavailable, spawn, stop
 from loadtests.rig.waiting import free_port, port_is_taken
@@ -32,8 +33,35 @@ ROOT = Path(__file__).resolve().parent.parent
 #: A limit that no measurement reaches: every claim is admitted.
 UNLIMITED = 2**53 - 1
 
-#: The servers that serve/servers.py starts: a new one is an entry there.
-SERVERS = tuple(servers.SERVERS)
+
+def _of_service(name: str) -> Callable[[str, int, int], list[str]]:
+    """As `pythonricing serve` starts it (serve/servers.py)."""
+    return lambda target, port, workers: [
+        name,
+        *servers.command(name, target, host="127.0.0.1", port=port, workers=workers),
+    ]
+
+
+def _gunicorn(worker: str, *options: str) -> Callable[[str, int, int], list[str]]:
+    """With its heartbeat's file in memory, as its documentation recommends where that is no disk."""
+    return lambda target, port, workers: [
+        *("gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--worker-class", worker),
+        *("--backlog", str(servers.BACKLOG), "--worker-tmp-dir", "/dev/shm", *options, target),
+    ]
+
+
+#: How each server is started after `python -m`, from an app, a port and a number of workers: a new one is an entry
+#: here, with what its own documentation recommends for production.
+SERVERS: dict[str, Callable[[str, int, int], list[str]]] = {
+    "granian": _of_service("granian"),
+    "uvicorn": _of_service("uvicorn"),
+    "hypercorn": lambda target, port, workers: [
+        *("hypercorn", "--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--worker-class", "uvloop"),
+        *("--backlog", str(servers.BACKLOG), "--keep-alive", str(servers.HEAD_SECONDS), target),
+    ],
+    "gunicorn": _gunicorn("uvicorn_worker.UvicornWorker"),
+    "gunicorn-asgi": _gunicorn("asgi", "--asgi-loop", "uvloop"),
+}
 
 #: How each store is started in a folder; None where the workers keep it in their memory.
 STORES: dict[str, Callable[[Path], Valkey | Postgres] | None] = {
@@ -51,28 +79,31 @@ class App:
 
     target: str
     stores: tuple[str, ...]
-    #: What a ratio of the service to it answers.
-    question: str = ""
     #: Whether it has the service's API, beyond `GET /` and `GET /counters/default`.
     is_service: bool = False
+    #: Whether it has named counters that can be set.
+    has_counters: bool = False
+    #: Whether it claims to give every number once and no more than its limit.
+    exact: bool = True
 
 
 #: Every peer has an entry here and a module in `peers/`.
 PEERS = {
-    "constant": App("loadtests.peers.constant:app", ("none",), "against the constant answer"),
-    "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",), "against FastAPI"),
-    "library": App(
-        "loadtests.peers.fastapi_library:app", ("redis",), "against FastAPI with the library", is_service=True
-    ),
-    "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",), "against read-then-write"),
+    "constant": App("loadtests.peers.constant:app", ("none",), exact=False),
+    "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",)),
+    "library": App("loadtests.peers.fastapi_library:app", ("redis",), is_service=True),
+    "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",), exact=False),
+    "asgi-incr": App("loadtests.peers.asgi_incr:app", ("redis",)),
+    "asgi-batch": App("loadtests.peers.asgi_batch:app", ("redis",)),
+    "limits": App("loadtests.peers.fastapi_limits:app", ("redis",), exact=False),
     "one-claim": App(
         "loadtests.peers.one_claim:app",
         ("redis", "redis-fsync", "unix", "postgresql"),
-        "against batches of one claim",
         is_service=True,
+        has_counters=True,
     ),
 }
-APPS = {"service": App("pythonricing.app:app", tuple(STORES), is_service=True), **PEERS}
+APPS = {"service": App("pythonricing.app:app", tuple(STORES), is_service=True, has_counters=True), **PEERS}
 
 SPELLING = re.compile(r"(?P<words>[a-z-]+(?:\+[a-z-]+)+)(?:\[(?P<options>[^\[\]]*)\])?")
 
@@ -127,8 +158,13 @@ class Contender:
 
     @property
     def is_service(self) -> bool:
-        """Whether it has the service's API: readiness, named counters, resets."""
+        """Whether it has the service's readiness and resets."""
         return APPS[self.app].is_service
+
+    @property
+    def has_counters(self) -> bool:
+        """Whether it has named counters that can be set, and that all workers share."""
+        return APPS[self.app].has_counters and self.synced
 
     @property
     def counts(self) -> bool:
@@ -139,6 +175,11 @@ class Contender:
         """Whether all workers share one count."""
         return self.store != "memory" or self.workers == 1
 
+    @property
+    def exact(self) -> bool:
+        """Whether it promises exactness, over all of its workers."""
+        return APPS[self.app].exact and self.counts and self.synced
+
     def with_workers(self, workers: int) -> Contender:
         return replace(self, workers=workers)
 
@@ -146,8 +187,8 @@ class Contender:
         """The server's command line, as anybody would type it after `python -m`."""
         target = APPS[self.app].target
         words = [word for word in self.options if not word.startswith("PYTHONRICING_")]
-        line = servers.command(self.server, target, host="127.0.0.1", port=port, workers=self.workers)
-        return [self.server, *line[:-1], *words, target]
+        *line, target = SERVERS[self.server](target, port, self.workers)
+        return [*line, *words, target]
 
     def environment(self, store_url: str, limit: int, token: str) -> dict[str, str]:
         """What the application is told; settings of the caller's own PYTHONRICING_* variables are left out."""
@@ -250,22 +291,39 @@ class Running:
     def usage(self) -> Usage:
         return Usage.of(self.pid)
 
+    def put(self, counter: str, limit: int) -> None:
+        """Create a counter of the service with a limit, or set it. Raises ContenderError."""
+        status, _ = self._ask("PUT", counter, json.dumps({"limit": limit}).encode())
+        if status not in (200, 201):
+            raise ContenderError(f"counter {counter} can't be set up: status {status}")
+
+    def read(self, counter: str) -> Any:
+        """The counter as the application reads it; None where it doesn't. Raises OSError."""
+        status, answer = self._ask("GET", counter)
+        return answer if status == 200 else None
+
+    def _ask(self, method: str, counter: str, body: bytes | None = None) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/counters/{counter}", body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                text = answer.read()
+                return answer.status, json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            return error.code, None
+
     def reset(self) -> None:
         """Set the counter to 0. Workers that count for themselves are only reached by starting them anew."""
         match self.contender:
             case Contender(is_service=True, synced=True):
-                request = urllib.request.Request(
-                    f"{self.url}/counters/default", method="DELETE", headers={"Authorization": f"Bearer {self.token}"}
-                )
-                with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=10):
-                    pass
+                self._ask("DELETE", "default")
                 time.sleep(AFTER_RESET)
             case Contender(is_service=True):
                 self._stop_server()
                 self._start()
             case Contender(counts=True):
                 assert isinstance(self.store, Valkey)
-                self.store.forget("count")
+                self.store.forget()
 
     def _stop_server(self) -> None:
         if self._process is not None:

@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gevent
 from locust import FastHttpUser, LoadTestShape, events, task
 
 from loadtests import side_by_side
@@ -36,16 +37,17 @@ if TYPE_CHECKING:
 SERVERS = ("granian", "uvicorn")
 #: Servers that are already up, by name.
 TARGETS = dict(pair.split("=", 1) for pair in os.environ.get("LOADTESTS_TARGETS", "").split(",") if pair)
-#: Whether answers are checked: the constant answer of the comparison gives the same number to everybody.
-CHECK = os.environ.get("LOADTESTS_CHECK") != "off"
-#: A file for the comparison: the figures of each server.
-RESULT = os.environ.get("LOADTESTS_RESULT")
 TOKEN = os.environ.get("PYTHONRICING_ADMIN_TOKEN")
+
+#: End the test after so many claims on a server, whatever the time; 0: never.
+CLAIMS = int(os.environ.get("LOADTESTS_CLAIMS", "0"))
 
 STEADY_LIMIT = 100_000_000
 BURST_LIMIT = 1_000
 NAMED_COUNTERS = 100
 NAMED_LIMIT = 1_000_000
+#: Seconds for claims on their way at the end of a test, so that every number has an owner who was told of it.
+STOP_PATIENCE = 12
 
 log = logging.getLogger("loadtests")
 
@@ -57,29 +59,24 @@ class ClaimUser(FastHttpUser):
     network_timeout = 10
     connection_timeout = 10
     server: side_by_side.Server
+    #: Of each counter, with the limit that it was set to.
     checkers: dict[str, Checker]
-    #: The counters of this scenario, with their limits. None: whatever the server calls default.
-    counters: dict[str, int] | None = None
+    #: The counters of this scenario, with their limits.
+    counters: dict[str, int]
     scenario = ""
+    #: Whether all claims are of one number.
+    singles = True
 
-    def claim(self, counter: str | None, size: int = 1) -> None:
+    def claim(self, counter: str, size: int = 1) -> None:
         """One claim; a refusal is a correct answer."""
-        checker = self.checkers.setdefault(counter or "default", Checker())
         name = f"{self.server.name} {self.scenario}"
-        if counter is None:
-            answer = self.client.get("/", name=name, catch_response=True)
-        else:
-            answer = self.client.post(f"/counters/{counter}?n={size}", name=name, catch_response=True)
-        with answer as response:
-            self._judge(checker, response, size)
+        with self.client.post(f"/counters/{counter}?n={size}", name=name, catch_response=True) as response:
+            self._judge(self.checkers[counter], response, size)
 
     def _judge(self, checker: Checker, response: ResponseContextManager, size: int) -> None:
         wrong = None
         try:
-            if CHECK:
-                checker.check(response.status_code, response.content or b"", size)
-            elif response.status_code != 200:
-                raise Wrong(f"status {response.status_code}")
+            checker.check(response.status_code, response.content or b"", size)
         except Wrong as error:
             wrong = str(error)
         self.server.record(
@@ -92,6 +89,8 @@ class ClaimUser(FastHttpUser):
             response.success()
         else:
             response.failure(wrong)
+        if CLAIMS and self.server.latencies.count == CLAIMS:
+            gevent.spawn(self.environment.runner.quit)
 
 
 class Steady(ClaimUser):
@@ -127,22 +126,13 @@ class SoldOut(ClaimUser):
 class Named(ClaimUser):
     abstract = True
     scenario = "named"
-    counters = {f"named-{number}": NAMED_LIMIT for number in range(NAMED_COUNTERS)}  # noqa: RUF012
+    singles = False
+    #: All different, so that an answer about another counter shows.
+    counters = {f"named-{number}": NAMED_LIMIT + number for number in range(NAMED_COUNTERS)}  # noqa: RUF012
 
     @task
     def several(self) -> None:
         self.claim(f"named-{random.randrange(NAMED_COUNTERS)}", random.choice((1, 1, 1, 2, 5)))
-
-
-class Default(ClaimUser):
-    """`GET /`, as the other load generators ask; sets nothing up."""
-
-    abstract = True
-    scenario = "default"
-
-    @task
-    def one(self) -> None:
-        self.claim(None)
 
 
 class SaleOpens(LoadTestShape):
@@ -162,7 +152,7 @@ class SaleOpens(LoadTestShape):
 
 def _user_classes() -> None:
     """`GranianSteady`, `UvicornSteady`, …: the classes that Locust finds in this file."""
-    scenarios = (Default,) if RESULT else (Steady, Burst, SoldOut, Named)
+    scenarios = (Steady, Burst, SoldOut, Named)
     for name in TARGETS or SERVERS:
         server = side_by_side.Server(name, "", None)
         for scenario in scenarios:
@@ -210,8 +200,7 @@ class SideBySide:
             self.servers.append(server)
             for kind in classes:
                 kind.server, kind.host = server, server.url
-            if self.token:
-                self._set_up(server, {name: limit for kind in classes for name, limit in (kind.counters or {}).items()})
+                self._set_up(kind)
 
     def close(self) -> None:
         self.stack.close()
@@ -223,37 +212,58 @@ class SideBySide:
     def start_test(self) -> None:
         """Every figure at 0. Nothing that takes time: until it is done, Locust's page sees no test running."""
         for server in self.servers:
-            limits = {name: limit for kind in self._in_play(server) for name, limit in (kind.counters or {}).items()}
-            server.limit = sum(limits.values()) if limits else None
+            server.limit = sum(sum(kind.counters.values()) for kind in self._in_play(server))
         self.reset()
 
     def stop_test(self) -> None:
-        """A new sale for the next test, so that no worker remembers the end of this one when it opens."""
+        """Hold the counters against what clients were given; and a new sale for the next test, so that no worker
+        remembers the end of this one when it opens."""
         for server in self.servers:
             for kind in self._in_play(server):
-                if issubclass(kind, Burst) and self.token:
-                    kind.checkers.clear()
-                    self._set_up(server, kind.counters or {})
+                server.faults += self._audit(kind)
+                if issubclass(kind, Burst):
+                    self._set_up(kind)
+            for fault in server.faults:
+                log.error("%s: %s", server.name, fault)
+            if server.faults:
+                self.environment.process_exit_code = 1
+
+    def _audit(self, kind: type[ClaimUser]) -> list[str]:
+        """What is wrong with the sums of a scenario's counters; workers that count for themselves have none."""
+        options = self.environment.parsed_options
+        assert options is not None
+        if not TARGETS and options.server_store == "memory" and options.server_workers > 1:
+            return []
+        faults = []
+        for counter, checker in kind.checkers.items():
+            try:
+                status, body = _request("GET", f"{kind.server.url}/counters/{counter}", {})
+                if status != 200:
+                    raise Wrong(f"it can't be read: status {status}")
+                checker.balance(json.loads(body)["count"], singles=kind.singles)
+            except Wrong as wrong:
+                faults.append(f"{counter}: {wrong}")
+        return faults
 
     def reset(self) -> None:
         for server in self.servers:
             server.reset()
 
-    def _set_up(self, server: side_by_side.Server, counters: dict[str, int]) -> None:
+    def _set_up(self, kind: type[ClaimUser]) -> None:
+        """The scenario's counters at 0 with their limits. Raises ContenderError."""
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-        for counter, limit in counters.items():
-            url = f"{server.url}/counters/{counter}"
+        for counter, limit in kind.counters.items():
+            url = f"{kind.server.url}/counters/{counter}"
+            if not self.token:
+                raise ContenderError(f"{kind.server.name}: its token is needed in PYTHONRICING_ADMIN_TOKEN")
             _request("DELETE", url, headers)
             status, _ = _request("PUT", url, headers, json.dumps({"limit": limit}).encode())
             if status not in (200, 201):
-                raise ContenderError(f"{server.name} could not set up counter {counter}: status {status}")
+                raise ContenderError(f"{kind.server.name} could not set up counter {counter}: status {status}")
+        kind.checkers = {counter: Checker(limit) for counter, limit in kind.counters.items()}
 
     def report(self) -> None:
         options = self.environment.parsed_options
-        if RESULT:
-            figures = {server.name: server.figures() for server in self.servers}
-            Path(RESULT).write_text(json.dumps(figures))
-            return
         if options is not None and options.headless:
             print("\nSide by side\n" + side_by_side.as_text(self.servers))
         if options is not None and options.csv_prefix:
@@ -284,10 +294,10 @@ def _open(environment: Environment, **_: Any) -> None:
     if environment.web_ui is not None and port_is_taken(environment.web_ui.port):
         raise SystemExit(f"loadtests: port {environment.web_ui.port} is taken: choose another one with --web-port")
     if not options.user_classes and not options.class_picker:
-        first = "Default" if RESULT else "Steady"
-        environment.user_classes = [kind for kind in _all_classes() if kind.__name__.endswith(first)]
+        environment.user_classes = [kind for kind in _all_classes() if kind.__name__.endswith("Steady")]
     if not any(issubclass(kind, Burst) for kind in environment.user_classes) and not options.class_picker:
         environment.shape_class = None
+    environment.stop_timeout = environment.stop_timeout or STOP_PATIENCE
     lab = SideBySide(environment)
     try:
         lab.open()

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from loadtests.contenders import ROOT
+from loadtests.placement import CPUS, listed
 
 PACKAGES = (
     "granian",
@@ -25,7 +26,10 @@ PACKAGES = (
     "redis",
     "hiredis",
     "fastapi",
-    "locust",
+    "hypercorn",
+    "gunicorn",
+    "uvicorn-worker",
+    "limits",
 )
 
 
@@ -41,8 +45,24 @@ def describe() -> dict[str, Any]:
         | {"ab": _match("ab", "-V", r".*Version (\S+)"), "wrk": _match("wrk", "-v", r"wrk (\S+)")},
         "environment": {name: value for name, value in os.environ.items() if name.startswith(("GRANIAN_", "UVICORN_"))},
         "load_average": [round(value, 2) for value in os.getloadavg()],
+        "affinity": listed(CPUS),
+        "cgroup": _cgroup(),
+        "autogroup": _read("/proc/sys/kernel/sched_autogroup_enabled") or "unknown",
         "revision": revision(),
     }
+
+
+def _cgroup() -> str:
+    """This process's, with the share of CPU that it may have at most where one is set."""
+    path = next((line.split(":", 2)[2] for line in _read("/proc/self/cgroup").splitlines() if line[:3] == "0::"), "")
+    return " ".join(filter(None, [path or "unknown", _read(f"/sys/fs/cgroup{path.rstrip('/')}/cpu.max")]))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
 
 
 def cpu_model() -> str:

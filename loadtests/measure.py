@@ -1,4 +1,4 @@
-"""A comparison: every contender up at once, every case once a round, in an order that is drawn anew each round."""
+"""A comparison: every contender up at once, the slices of two that are compared next to each other."""
 
 from __future__ import annotations
 
@@ -7,97 +7,23 @@ import json
 import random
 import signal
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loadtests import audit, machine, tools
-from loadtests.contenders import UNLIMITED, Contender, ContenderError, Running, Unavailable
+from loadtests import audit, design, machine, tools
+from loadtests.contenders import Contender, ContenderError, Running, Unavailable
+from loadtests.design import Options, Pair, plan
+from loadtests.placement import PLACEMENTS, affinity
+from loadtests.statistics import MOST, Ratio, enough, ratio
 from loadtests.tools import TOOLS, Load, Outcome, ToolError
-from loadtests.usage import machine_busy_seconds
+from loadtests.usage import machine_busy_seconds, stolen_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: The headline benchmark's: `ab -n 10000 -c 10`.
-AB_CONNECTIONS = 10
-
-#: What the limit is, and so what the right answer is.
-SCENARIOS = {
-    "admitted": "every claim is admitted",
-    "halted": "every claim is refused",
-    "sale": "the counter starts at 0 before every run, and most claims come after it has halted",
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to compare. The first of `workers`, `connections` and `counters` is the base; the others are swept.
-
-    Every tool measures the base. A sweep varies one of the three and is measured by one tool.
-    """
-
-    contenders: tuple[Contender, ...]
-    workers: tuple[int, ...]
-    connections: tuple[int, ...]
-    counters: tuple[int, ...] = (1,)
-    tools: tuple[str, ...] = tuple(TOOLS)
-    rounds: int = 5
-    seconds: int = 3
-    requests: int = 10_000
-    scenario: str = "admitted"
-    limit: int = 100
-    seed: int = 0
-    #: Leave the peers out of the sweeps.
-    sweep_service_only: bool = False
-    #: Tools that measure in the first round only.
-    once: tuple[str, ...] = ()
-    #: Something to read the figures beside.
-    note: str = ""
-    #: Begin no run after this many seconds; rounds that are not complete stay in the results.
-    budget: float | None = None
-
-    @property
-    def start_limit(self) -> int:
-        return {"admitted": UNLIMITED, "halted": 0, "sale": self.limit}[self.scenario]
-
-    @property
-    def sweep_tool(self) -> str | None:
-        return next((name for name in ("wrk", "ab -k", "locust", "ab") if name in self.tools), None)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One measurement of a round."""
-
-    contender: str
-    tool: str
-    connections: int
-    counters: int = 1
-
-
-def plan(options: Options) -> tuple[list[Contender], list[Case]]:
-    """Who has to be up, and what is measured in each round."""
-    base = [contender.with_workers(options.workers[0]) for contender in options.contenders]
-    swept = [contender for contender in base if contender.app == "service" or not options.sweep_service_only]
-    up = dict.fromkeys(base)
-    cases: dict[Case, None] = {}
-    for name in options.tools:
-        connections = AB_CONNECTIONS if name.startswith("ab") else options.connections[0]
-        cases |= dict.fromkeys(Case(contender.key, name, connections) for contender in base)
-    if (tool := options.sweep_tool) is not None:
-        for workers in options.workers[1:]:
-            more = [contender.with_workers(workers) for contender in swept]
-            up |= dict.fromkeys(more)
-            cases |= dict.fromkeys(Case(contender.key, tool, options.connections[0]) for contender in more)
-        for connections in options.connections[1:]:
-            cases |= dict.fromkeys(Case(contender.key, tool, connections) for contender in swept)
-    if "wrk" in options.tools:
-        named = [contender for contender in base if contender.is_service and contender.store != "memory"]
-        for counters in options.counters[1:]:
-            cases |= dict.fromkeys(Case(contender.key, "wrk", options.connections[0], counters) for contender in named)
-    return list(up), list(cases)
+#: Seconds in which claims whose client is gone have been counted, or have given back what nobody got.
+SETTLED = 2.0
 
 
 @dataclass
@@ -108,8 +34,10 @@ class Results:
     machine: dict[str, Any]
     contenders: dict[str, dict[str, Any]] = field(default_factory=dict)
     audits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: The pairs, in the order of the plan; a run says by `pair` which one it belongs to.
+    pairs: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
-    #: What went wrong, a line each: a contender or tool that was asked for gave no figure.
+    #: What went wrong, a line each.
     errors: list[str] = field(default_factory=list)
     #: What was left out because it isn't here, a line each.
     skipped: list[str] = field(default_factory=list)
@@ -123,6 +51,14 @@ class Results:
     @classmethod
     def from_json(cls, text: str) -> Results:
         return cls(**json.loads(text))
+
+    def ratio(self, pair: int, figure: str) -> Ratio | None:
+        """Ours over theirs, slice by slice."""
+        sides: dict[str, dict[int, float]] = {"ours": {}, "theirs": {}}
+        for run in self.runs:
+            if run["pair"] == pair and run[figure] is not None:
+                sides[run["side"]][run["slice"]] = run[figure]
+        return ratio(sides["ours"], sides["theirs"])
 
 
 class Progress(Protocol):
@@ -146,19 +82,23 @@ class Lab:
         self._progress = progress
         self.up: dict[str, Running] = {}
         self._dead: set[str] = set()
+        self._placed: dict[str, str] = {}
+        #: How many claims of the run before may be counted yet: their clients didn't wait for them.
+        self._late: dict[str, int] = {}
         self._begun = 0.0
 
     def run(self) -> Results:
         """Measure. Ctrl-C and SIGTERM end it early, without losing what was measured or leaving anything running."""
         self._begun = time.monotonic()
         self.results.started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        contenders, cases = plan(self.options)
+        contenders, pairs = plan(self.options)
+        self.results.pairs = [asdict(pair) | {"name": pair.name, "control": pair.control} for pair in pairs]
         try:
             with on_signals(self.interrupt):
                 self._audit(contenders)
                 self.start(contenders)
                 self._warm_up()
-                self.measure(cases)
+                self.measure(pairs)
         except KeyboardInterrupt:
             self.results.interrupted = True
         finally:
@@ -181,44 +121,44 @@ class Lab:
         self.results.errors.append(text)
         self._progress.trouble(text)
 
-    def _audit(self, contenders: list[Contender]) -> None:
-        """Each contender that is measured by every tool, started for this alone."""
-        audited = [contender for contender in contenders if contender.workers == self.options.workers[0]]
+    def _audit(self, contenders: dict[str, Contender]) -> None:
+        """Each contender at the base, started for this alone."""
+        audited = {c.key: c for c in contenders.values() if c.workers == self.options.workers[0] and c.counts}
         self._progress.phase("Auditing", len(audited))
-        for contender in audited:
-            self._step(f"does {contender.key} admit exactly {self.options.limit}?")
+        for contender in audited.values():
+            self._step(f"is {contender.key} exact?")
             try:
                 with Running(contender, self.options.limit) as running:
-                    found = audit.audit(running.port, self.options.limit)
+                    found = audit.audit(running)
             except Unavailable as missing:
                 self.results.skipped.append(f"{contender.name}: {missing}")
                 self._progress.trouble(f"skipped {contender.name}: {missing}")
                 self._dead.add(contender.name)
                 continue
-            except ContenderError as error:
+            except (ContenderError, OSError) as error:
                 self._error(f"{contender.key}: {error}")
                 self._dead.add(contender.key)
                 continue
-            record = found.to_json(contender)
-            self.results.audits[contender.key] = record
-            if contender.is_service and contender.synced and record["verdict"] != "exact":
-                self._error(f"{contender.key}: {record['verdict']}")
+            self.results.audits[contender.key] = asdict(found) | {"limit": found.limit, "verdict": found.verdict}
+            if contender.exact and found.faults:
+                self._error(f"{contender.key}: {found.verdict}")
 
-    def start(self, contenders: list[Contender]) -> None:
-        alive = [contender for contender in contenders if not {contender.key, contender.name} & self._dead]
+    def start(self, contenders: dict[str, Contender]) -> None:
+        alive = {key: c for key, c in contenders.items() if not {c.key, c.name} & self._dead}
         self._progress.phase("Starting", len(alive))
-        for contender in alive:
-            self._step(contender.key)
+        for key, contender in alive.items():
+            self._step(key)
             try:
                 running = Running(contender, self.options.start_limit)
-                self.up[contender.key] = running
-                if contender.is_service and contender.store != "memory":
-                    _create_counters(running, max(self.options.counters))
+                self.up[key] = running
+                if contender.has_counters and (counters := max(self.options.counters)) > 1:
+                    for name in named(counters):
+                        running.put(name, running.limit)
             except (Unavailable, ContenderError, OSError) as error:
-                self._error(f"{contender.key}: {error}")
-                self._drop(contender.key)
+                self._error(f"{key}: {error}")
+                self._drop(key)
                 continue
-            self.results.contenders[contender.key] = {
+            self.results.contenders[key] = {
                 **asdict(contender),
                 "name": contender.name,
                 "command": " ".join(contender.command(running.port)),
@@ -232,66 +172,95 @@ class Lab:
 
     def _warm_up(self) -> None:
         """Load on every contender that is not counted."""
-        tool = self.options.sweep_tool
         self._progress.phase("Warming up", len(self.up))
         for key, running in list(self.up.items()):
             self._step(key)
             audit.warm_up_reading(running.port)
-            if tool is None or self.options.scenario == "sale":
-                continue
-            load = Load(AB_CONNECTIONS, min(self.options.requests, 2000), 1)
-            with contextlib.suppress(ToolError):  # it will say so again when it counts
-                tools.run(TOOLS[tool], running.url, load, check=False)
+            self._late[key] = design.AB_CONNECTIONS
+            if self.options.scenario != "sale":
+                load = Load(design.AB_CONNECTIONS, min(self.options.requests, 2000), 1)
+                with contextlib.suppress(ToolError):  # it will say so again when it counts
+                    tools.run(TOOLS[self.options.tool], running.url, load)
 
-    def measure(self, cases: list[Case]) -> None:
-        """The rounds, each in an order of its own."""
+    def measure(self, pairs: list[Pair]) -> None:
+        """The blocks that are planned; then more of the primary comparisons, until they are as narrow as asked for."""
+        planned = list(design.blocks(pairs, self.options))
+        self._progress.phase("Measuring", len(planned))
+        done = dict.fromkeys(pairs, 0)
         draw = random.Random(self.options.seed)
-        single = sum(case.tool in self.options.once for case in cases)
-        self._progress.phase("Measuring", single + (len(cases) - single) * self.options.rounds)
-        for number in range(1, self.options.rounds + 1):
-            due = [case for case in cases if number == 1 or case.tool not in self.options.once]
-            for case in draw.sample(due, len(due)):
-                if self.options.budget and time.monotonic() - self._begun > self.options.budget:
-                    self.results.skipped.append(f"what was left from round {number} on: the time was up")
-                    return
-                self._step(f"round {number}: {case.tool} on {case.contender}, {case.connections} connections")
-                if self.is_up(case.contender):
-                    self.measure_case(case, number)
+        for pair in self._until_time(iter(planned)):
+            self._block(pair, pairs.index(pair), done[pair], draw)
+            done[pair] += 1
+        if self.options.width is not None:
+            longer = [pair for pair in pairs if pair.primary or pair.control]
+            for pair in self._until_time(self._more(longer, pairs, self.options.width)):
+                self._block(pair, pairs.index(pair), done[pair], draw)
+                done[pair] += 1
 
-    def is_up(self, contender: str) -> bool:
-        return contender in self.up
+    def _until_time(self, due: Iterator[Pair]) -> Iterator[Pair]:
+        for pair in due:
+            if self.options.minutes and time.monotonic() - self._begun > 60 * self.options.minutes:
+                self.results.skipped.append("what was left of the slices: the time was up")
+                return
+            self._step(pair.name)
+            yield pair
 
-    def measure_case(self, case: Case, number: int) -> None:
-        running = self.up[case.contender]
+    def _more(self, longer: list[Pair], pairs: list[Pair], width: float) -> Iterator[Pair]:
+        """Rounds of all that are primary, to `MOST` slices, while one of them is too wide."""
+        for _ in range(self.options.slices, MOST, 2):
+            ratios = [self.results.ratio(pairs.index(pair), "requests_per_second") for pair in longer]
+            if enough(ratios, width):
+                return
+            yield from longer
+
+    def is_up(self, key: str) -> bool:
+        return key in self.up
+
+    def _block(self, pair: Pair, number: int, block: int, draw: random.Random) -> None:
+        for key, half in design.order(pair, draw):
+            if self.is_up(pair.ours) and self.is_up(pair.theirs):
+                self.measure_slice(pair, number, key, 2 * block + half)
+
+    def measure_slice(self, pair: Pair, number: int, key: str, turn: int) -> None:
+        running = self.up[key]
+        where = {"pair": number, "side": "ours" if key == pair.ours else "theirs", "key": key, "slice": turn}
         try:
-            run = {**asdict(case), "round": number, **self._figures(case, running)}
+            run = {**where, "at": time.monotonic() - self._begun, **self._figures(pair, running, key)}
         except ToolError as error:
-            self._error(f"{case.contender}, round {number}: {error}")
+            self._error(f"{key}, slice {turn}: {error}")
             if not running.alive:
-                self._lost(case, number)
-        except ContenderError as error:
-            self._error(f"{case.contender}, round {number}: {error}")
-            self._drop(case.contender)
+                self._error(f"{key}, slice {turn}: it ended: {running.last_words()}")
+                self._drop(key)
+        except (ContenderError, OSError) as error:
+            self._error(f"{key}, slice {turn}: {error}")
+            self._drop(key)
         else:
             self.results.runs.append(run)
             self._progress.measured(run)
+            if run["failures"]:
+                self._error(f"{key}, slice {turn}: {run['failures']} failed requests or wrong statuses")
+            if run["unbalanced"]:
+                self._error(f"{key}, slice {turn}: {run['unbalanced']}")
 
-    def _lost(self, case: Case, number: int) -> None:
-        self._error(f"{case.contender}, round {number}: it ended: {self.up[case.contender].last_words()}")
-        self._drop(case.contender)
-
-    def _figures(self, case: Case, running: Running) -> dict[str, Any]:
-        """One run, with what it cost the server, the store and the machine. Raises ContenderError, ToolError."""
+    def _figures(self, pair: Pair, running: Running, key: str) -> dict[str, Any]:
+        """One slice, with what it cost the server, the store and the machine. Raises ContenderError, ToolError."""
+        placement = PLACEMENTS[pair.placement]
         if self.options.scenario == "sale":
             running.reset()
             audit.warm_up_reading(running.port)
+            self._late[key] = 0
         store = running.store
-        load = Load(case.connections, self.options.requests, self.options.seconds, case.counters)
+        if self._placed.get(key, "free") != placement.name:
+            placement.place(running.pid, store.server.pid if store else None)
+            self._placed[key] = placement.name
+        counters = named(pair.counters)
+        readings = _sum(running, counters)
+        load = Load(pair.connections, self.options.requests, self.options.seconds, pair.counters)
         before, store_before = running.usage(), store.usage() if store else None
         commands_before = store.commands() if store else None
-        busy, clock = machine_busy_seconds(), time.monotonic()
-        outcome = tools.run(TOOLS[case.tool], running.url, load, check=running.contender.counts)
-        seconds, busy = time.monotonic() - clock, machine_busy_seconds() - busy
+        busy, stolen, clock = machine_busy_seconds(), stolen_seconds(), time.monotonic()
+        outcome = tools.run(TOOLS[self.options.tool], running.url, load, prefix=placement.prefix())
+        seconds, busy, stolen = time.monotonic() - clock, machine_busy_seconds() - busy, stolen_seconds() - stolen
         after, store_after = running.usage(), store.usage() if store else None
         commands = store.commands() if store else None
         if not running.alive:
@@ -300,14 +269,14 @@ class Lab:
             raise ContenderError("a worker ended while it was measured")
         cpu = after.cpu_since(before)
         store_cpu = store_after.cpu_since(store_before) if store_after and store_before else 0.0
+        answered = outcome.requests - outcome.non_2xx
         return {
             **outcome_figures(outcome),
             "failures": outcome.failures + unexpected(outcome, self.options.scenario, running.contender),
-            "admitted": outcome.requests - outcome.non_2xx,
+            "admitted": answered,
+            "unbalanced": self._unbalanced(key, counters, readings, answered, pair.connections),
             "cpu_us": cpu / outcome.requests * 1e6,
             "store_cpu_us": store_cpu / outcome.requests * 1e6 if store else None,
-            "switches": after.switches_since(before) / outcome.requests,
-            "resident_mb": after.resident_mb,
             "worker_mb": after.worker_mb,
             "store_commands": (
                 (commands - commands_before) / outcome.requests * 1000
@@ -316,13 +285,48 @@ class Lab:
             ),
             "machine_cores": busy / seconds,
             "other_cores": max(0.0, busy - cpu - store_cpu - outcome.generator_seconds) / seconds,
+            "stolen_cores": stolen / seconds,
+            "server_affinity": affinity(running.pid),
+            "store_affinity": affinity(store.server.pid) if store else "",
         }
+
+    def _unbalanced(self, key: str, counters: list[str], before: int | None, answered: int, connections: int) -> str:
+        """Whatever tool asked: what the counters moved, less what was answered 2xx, lies between 0 and the connections.
+
+        Nobody waited for the last claim of each; of the run before, too, some may only be counted now. Returns what
+        is wrong, or nothing.
+        """
+        if before is None:
+            return ""
+        deadline = time.monotonic() + SETTLED
+        while True:
+            after = _sum(self.up[key], counters)
+            assert after is not None
+            more = after - before - answered
+            if 0 <= more <= connections + self._late.get(key, 0):
+                self._late[key] = max(0, connections - more)
+                return ""
+            if time.monotonic() > deadline:
+                return f"the counter moved by {after - before}, {answered} claims were answered as admitted"
+            time.sleep(0.05)
+
+
+def named(counters: int) -> list[str]:
+    """The counters that wrk.lua claims from."""
+    return [f"lab-{number}" for number in range(1, counters + 1)] if counters > 1 else ["default"]
+
+
+def _sum(running: Running, counters: list[str]) -> int | None:
+    """What these counters read together; None where nobody could say."""
+    if not running.contender.exact:
+        return None
+    return sum(reading["count"] if (reading := running.read(name)) else 0 for name in counters)
 
 
 def outcome_figures(outcome: Outcome) -> dict[str, Any]:
     return asdict(outcome) | {
         "requests_per_second": outcome.requests_per_second,
-        "generator_saturated": outcome.generator_saturated,
+        "generator_share": outcome.generator_share,
     }
 
 
@@ -333,16 +337,6 @@ def unexpected(outcome: Outcome, scenario: str, contender: Contender) -> int:
     if scenario == "halted":
         return outcome.requests - outcome.non_2xx
     return 0
-
-
-def _create_counters(running: Running, counters: int) -> None:
-    """The counters `lab-1` to `lab-N` of wrk.lua, when there is more than one."""
-    body = json.dumps({"limit": running.limit}).encode()
-    headers = {"Authorization": f"Bearer {running.token}", "Content-Type": "application/json"}
-    for number in range(1, counters + 1 if counters > 1 else 1):
-        url = f"{running.url}/counters/lab-{number}"
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers, method="PUT"), timeout=10):
-            pass
 
 
 @contextlib.contextmanager

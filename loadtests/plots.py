@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import io
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from loadtests.statistics import EQUAL
+from loadtests.verdicts import TITLES, comparisons
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from loadtests.analysis import Analysis
+    from loadtests.measure import Results
+    from loadtests.verdicts import Comparison
 
 #: Stands for the page's own text colour until the SVG is written.
 INK = "#010203"
@@ -21,6 +25,7 @@ INK = "#010203"
 GREY = "#808890"
 #: Mid tones, told apart on white and on black.
 COLOURS = ("#2f81f7", "#e0823d", "#3fa45b", "#d1537f", "#8a6fe0", "#1f9e9e", "#b59a1e", "#a0694b", "#7f8c99", "#d84a3a")
+KINDS = {"primary": COLOURS[0], "A/A control": COLOURS[8], "exploratory": COLOURS[1]}
 
 STYLE: Any = {
     "axes.edgecolor": INK,
@@ -44,32 +49,32 @@ STYLE: Any = {
 }
 
 
-def draw(analysis: Analysis) -> dict[str, str]:
+def draw(results: Results) -> dict[str, str]:
     """Titles and SVG texts of all plots that the results have figures for."""
-    plots: dict[str, Callable[[Analysis], Canvas | None]] = {
-        "Throughput": throughput,
-        "Latency distribution": latency,
-        "Server CPU a request": cpu,
-        "Throughput against workers": lambda a: sweep(a, "workers", "requests_per_second", "requests/s"),
-        "Cost against workers": lambda a: sweep(a, "workers", "cpu_us", "server CPU µs a request"),
-        "Throughput against connections": lambda a: sweep(a, "connections", "requests_per_second", "requests/s"),
-        "Cost against connections": lambda a: sweep(a, "connections", "cpu_us", "server CPU µs a request"),
-        "Cost against counters": lambda a: sweep(a, "counters", "cpu_us", "server CPU µs a request"),
-    }
     drawn = {}
     with mpl.rc_context(STYLE):
-        for title, plot in plots.items():
-            if (canvas := plot(analysis)) is not None:
-                drawn[title] = as_svg(canvas)
+        for figure, title in TITLES.items():
+            found = [each for each in comparisons(results) if each.figure == figure]
+            if found:
+                drawn[f"Ratio of {title}"] = as_svg(forest(found, results), _said(title, found))
     return drawn
 
 
-def as_svg(canvas: Canvas) -> str:
+def _said(title: str, found: list[Comparison]) -> str:
+    """The plot in words, for who can't see it."""
+    rows = (
+        f"{c.name}, {c.place}: {c.ratio.value:.2f} [{c.ratio.low:.2f}, {c.ratio.high:.2f}], {c.verdict}" for c in found
+    )
+    return f"Ratio of {title}, a row for each comparison. " + "; ".join(rows) + "."
+
+
+def as_svg(canvas: Canvas, said: str) -> str:
     text = io.StringIO()
     canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(said)}" ', 1)
 
 
 def for_readme(svg: str) -> str:
@@ -77,93 +82,35 @@ def for_readme(svg: str) -> str:
     return svg.replace("currentColor", GREY)
 
 
-def _colours(analysis: Analysis) -> dict[str, str]:
-    """One colour a contender, the same in all plots."""
-    names = dict.fromkeys(about["name"] for about in analysis.contenders.values())
-    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
-
-
-def throughput(analysis: Analysis) -> Canvas | None:
-    return _bars(analysis, "requests_per_second", "requests/s, median and 95 % interval")
-
-
-def cpu(analysis: Analysis) -> Canvas | None:
-    return _bars(analysis, "cpu_us", "server CPU µs a request, median and 95 % interval")
-
-
-def _bars(analysis: Analysis, figure: str, label: str) -> Canvas | None:
-    """A panel for each tool, a bar for each contender."""
-    tools = analysis.tools
-    if not tools:
-        return None
-    rows = max(len(analysis.base_cases(tool)) for tool in tools)
-    canvas = Canvas(figsize=(9, (0.34 * rows + 1.0) * len(tools)), layout="constrained")
-    axes = canvas.subplots(len(tools), 1, squeeze=False)[:, 0]
-    colours = _colours(analysis)
-    for axis, tool in zip(axes, tools, strict=True):
-        cases = [case for case in analysis.base_cases(tool) if analysis.estimate(case, figure)][::-1]
-        for place, case in enumerate(cases):
-            value = analysis.estimate(case, figure)
-            assert value is not None
-            spread = [[value.median - value.low], [value.high - value.median]]
-            colour = colours[analysis.contenders[case.contender]["name"]]
-            axis.barh(place, value.median, xerr=spread, color=colour, height=0.7, ecolor=INK, capsize=3)
-        axis.set_yticks(range(len(cases)), [case.contender for case in cases])
-        axis.set_title(f"{tool}, {analysis.base_connections(tool)} connections", loc="left", fontsize=10)
-        axis.grid(visible=False, axis="y")
-    axes[-1].set_xlabel(label)
-    return canvas
-
-
-def latency(analysis: Analysis) -> Canvas | None:
-    """Milliseconds against the share of requests that took longer, both logarithmic."""
-    if (tool := analysis.best_tool) is None:
-        return None
-    canvas, axis = _single()
-    colours = _colours(analysis)
-    for case in analysis.base_cases(tool):
-        points = [(100 / (100 - percent), ms) for percent, ms in analysis.distribution(case) if 1 <= percent < 100]
-        colour = colours[analysis.contenders[case.contender]["name"]]
-        axis.plot([x for x, _ in points], [y for _, y in points], color=colour, label=case.contender)
+def forest(found: list[Comparison], results: Results) -> Canvas:
+    """A row for each comparison: its slices as dots, the estimate with its interval, and the band of what is equal."""
+    canvas = Canvas(figsize=(7.2, 0.55 * len(found) + 1.2), layout="constrained")
+    axis = canvas.subplots()
+    axis.axvspan(1 / EQUAL, EQUAL, color=INK, alpha=0.08, linewidth=0)
+    axis.axvline(1, color=INK, linewidth=0.8)
+    low, high = 0.9, 1.1
+    for row, each in enumerate(reversed(found)):
+        sides: dict[str, dict[int, float]] = {"ours": {}, "theirs": {}}
+        for run in results.runs:
+            if run["pair"] == each.number:
+                sides[run["side"]][run["slice"]] = run[each.figure]
+        both = sorted(sides["ours"].keys() & sides["theirs"].keys())
+        dots = [sides["ours"][number] / sides["theirs"][number] for number in both if sides["theirs"][number]]
+        colour = KINDS[each.kind]
+        axis.plot(dots, [row - 0.18] * len(dots), "o", color=colour, alpha=0.25, markersize=3, markeredgewidth=0)
+        axis.plot([each.ratio.low, each.ratio.high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
+        axis.plot(each.ratio.value, row, "D", color=colour, markersize=6)
+        low, high = min(low, each.ratio.low, *dots), max(high, each.ratio.high, *dots)
+    axis.set_yticks(
+        range(len(found)), [f"{c.pair['theirs'].replace('+', ' + ')}\n{c.place}" for c in reversed(found)], fontsize=8
+    )
     axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xticks([1, 2, 10, 100, 1000, 10000], ["all", "p50", "p90", "p99", "p99.9", "p99.99"])
-    axis.minorticks_off()
-    axis.set_xlim(left=1)
-    axis.yaxis.set_major_formatter(ScalarFormatter())
-    axis.set_ylabel("ms")
-    axis.set_title(f"{tool}, {analysis.base_connections(tool)} connections", loc="left", fontsize=10)
-    _legend(canvas, axis)
+    axis.set_xlim(low / 1.03, high * 1.03)
+    ticks = [t for t in (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10) if low <= t <= high]
+    axis.set_xticks([t for t in ticks if high / low < 2.5 or t in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10)])
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel(f"{found[0].pair['ours']}, divided by the row's")
+    assert math.isfinite(low)
     return canvas
-
-
-def sweep(analysis: Analysis, vary: str, figure: str, label: str) -> Canvas | None:
-    lines = analysis.sweep(vary, figure)
-    if not lines:
-        return None
-    canvas, axis = _single()
-    colours = _colours(analysis)
-    for name, points in lines.items():
-        places = [place for place, _ in points]
-        axis.plot(places, [value.median for _, value in points], marker="o", color=colours[name], label=name)
-        axis.fill_between(
-            places, [v.low for _, v in points], [v.high for _, v in points], color=colours[name], alpha=0.2, linewidth=0
-        )
-    places = sorted({place for points in lines.values() for place, _ in points})
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(places, [f"{place:g}" for place in places])
-    axis.minorticks_off()
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel(vary)
-    axis.set_ylabel(label)
-    _legend(canvas, axis)
-    return canvas
-
-
-def _single() -> tuple[Canvas, Any]:
-    canvas = Canvas(figsize=(9, 4.5), layout="constrained")
-    return canvas, canvas.subplots()
-
-
-def _legend(canvas: Canvas, axis: Any) -> None:
-    canvas.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=9)

@@ -62,7 +62,7 @@ def profile(contender: Contender, tool: Tool, seconds: int, connections: int, ou
 
 
 def _wait_for_load(running: Running, generator: Future[Outcome]) -> None:
-    """Until the server has work to do: Locust takes seconds to start, more on a busy machine."""
+    """Until the server has work to do."""
     before, since = running.usage(), time.monotonic()
     while not generator.done():
         time.sleep(0.25)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,11 +17,7 @@ from loadtests.rig.processes import spawn, stop
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping
-
-#: A generator that uses this share of the cores it can use is what limits the measurement.
-SATURATED = 0.9
-
+    from collections.abc import Mapping, Sequence
 
 #: Seconds that a tool gets beside four times what it is told to take.
 PATIENCE = 60.0
@@ -47,8 +41,8 @@ class Load:
 class Outcome:
     """What a generator measured: times in milliseconds; `percentiles` is the latency distribution it reported.
 
-    `failures` are requests without an answer, for Locust also wrong answers. Refusals (429) count as `non_2xx`: ab
-    and wrk do not tell the one from another. `generator_cores` is what the generator used of `generator_limit` cores
+    `failures` are requests without an answer. Refusals (429) count as `non_2xx`: ab and wrk do not tell the one from
+    another. `generator_cores` is what the generator used of `generator_limit` cores
     while it asked, `generator_seconds` all the CPU that it used.
     """
 
@@ -72,8 +66,9 @@ class Outcome:
         return self.requests / self.seconds
 
     @property
-    def generator_saturated(self) -> bool:
-        return self.generator_cores >= SATURATED * self.generator_limit
+    def generator_share(self) -> float:
+        """Of the cores that the generator can use."""
+        return self.generator_cores / self.generator_limit
 
 
 class Tool(Protocol):
@@ -93,15 +88,12 @@ class Tool(Protocol):
 
 
 class ApacheBench:
-    """`ab`, which opens a connection for each request unless it is told to keep them (`-k`)."""
+    """`ab`, which opens a connection for each request: what it keeps (`-k`) it keeps in HTTP/1.0, unlike anybody."""
 
+    name = "ab"
     package = "apache2-utils"
 
-    def __init__(self, name: str, *, keep_alive: bool) -> None:
-        self.name = name
-        self._keep_alive = keep_alive
-        how = "on kept connections" if keep_alive else "a new connection for each request"
-        self.explains = f"ab, a fixed number of requests, {how}; one thread"
+    explains = "ab, a fixed number of requests, a new connection for each; one thread"
 
     def available(self) -> bool:
         return shutil.which("ab") is not None
@@ -110,9 +102,8 @@ class ApacheBench:
         return 1
 
     def command(self, url: str, load: Load, folder: Path) -> list[str]:
-        keep = ["-k"] if self._keep_alive else []
         numbers = ["-n", str(load.requests), "-c", str(load.connections)]
-        return ["ab", *keep, *numbers, "-q", "-e", str(folder / "ab.csv"), f"{url}/"]
+        return ["ab", *numbers, "-q", "-e", str(folder / "ab.csv"), f"{url}/"]
 
     def parse(self, output: str, folder: Path) -> Outcome:
         complete = _number(r"Complete requests:\s+(\d+)", output, "ab")
@@ -145,10 +136,7 @@ class Wrk:
 
     name = "wrk"
     package = "wrk"
-    explains = (
-        "wrk, kept connections for a fixed time; its latencies are corrected for coordinated omission, so that a "
-        "pause also counts for the requests that it kept from being sent"
-    )
+    explains = "wrk, kept connections for a fixed time: what it measures is capacity"
 
     def available(self) -> bool:
         return shutil.which("wrk") is not None
@@ -171,58 +159,25 @@ class Wrk:
         return Outcome(**figures, **quantiles, percentiles=list(percentiles.items()))
 
 
-class Locust:
-    """Locust without its web UI: one process in Python, which checks every answer."""
-
-    name = "locust"
-    package = "the Python package locust"
-    explains = "Locust's FastHttpUser in one process, each user on a kept connection; every answer is checked"
-
-    def available(self) -> bool:
-        return importlib.util.find_spec("locust") is not None
-
-    def threads(self, load: Load) -> int:
-        return 1
-
-    def command(self, url: str, load: Load, folder: Path) -> list[str]:
-        users = ["--users", str(load.connections), "--spawn-rate", str(load.connections)]
-        file = str(Path(__file__).with_name("locustfile.py"))
-        run = ["--headless", "--only-summary", "--run-time", f"{max(2, load.seconds)}s", "--exit-code-on-error", "0"]
-        return [sys.executable, "-m", "locust", "-f", file, *run, *users]
-
-    def environment(self, url: str, folder: Path, *, check: bool) -> dict[str, str]:
-        target = {"LOADTESTS_TARGETS": f"contender={url}", "LOADTESTS_RESULT": str(folder / "locust.json")}
-        return target | ({} if check else {"LOADTESTS_CHECK": "off"})
-
-    def parse(self, output: str, folder: Path) -> Outcome:
-        try:
-            figures = json.loads((folder / "locust.json").read_text())["contender"]
-            return Outcome(**{**figures, "percentiles": [tuple(pair) for pair in figures["percentiles"]]})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ToolError(f"Locust did not report what it measured: {error}") from None
-
-
 TOOLS: dict[str, Tool] = {
     tool.name: tool
     for tool in (
-        ApacheBench("ab", keep_alive=False),
-        ApacheBench("ab -k", keep_alive=True),
         Wrk(),
-        Locust(),
+        ApacheBench(),
     )
 }
 
 
-def run(tool: Tool, url: str, load: Load, *, check: bool = True) -> Outcome:
-    """Measure once. Raises ToolError when the tool fails, says nothing, or takes far too long."""
+def run(tool: Tool, url: str, load: Load, *, prefix: Sequence[str] = ()) -> Outcome:
+    """Measure once; `prefix` goes before the tool's command.
+
+    Raises ToolError when the tool fails, says nothing, or takes far too long.
+    """
     with tempfile.TemporaryDirectory(prefix="loadtests-") as name:
         folder = Path(name)
-        command = tool.command(url, load, folder)
-        env: Mapping[str, str] | None = None
-        if isinstance(tool, Locust):
-            env = {**os.environ, **tool.environment(url, folder, check=check)}
+        command = [*prefix, *tool.command(url, load, folder)]
         with (folder / "output").open("wb") as output:
-            process = spawn(command, output=output.fileno(), env=env, cwd=ROOT)
+            process = spawn(command, output=output.fileno(), cwd=ROOT)
         try:
             status, cpu, seconds = _wait(process, PATIENCE + 4 * load.seconds)
         finally:
@@ -234,8 +189,7 @@ def run(tool: Tool, url: str, load: Load, *, check: bool = True) -> Outcome:
         outcome = tool.parse(text, folder)
         if outcome.requests <= 0 or outcome.seconds <= 0:
             raise ToolError(f"{tool.name} finished no request")
-        # Locust takes a while to start, so it reports its use of CPU from the first request on.
-        outcome.generator_cores = outcome.generator_cores or cpu / seconds
+        outcome.generator_cores = cpu / seconds
         outcome.generator_seconds = cpu
         outcome.generator_limit = float(tool.threads(load))
         outcome.command = " ".join([Path(command[0]).name, *command[1:]]).replace(f"{folder}{os.sep}", "")

@@ -95,3 +95,8 @@ def machine_busy_seconds() -> float:
     times = psutil.cpu_times()
     busy: float = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
     return busy
+
+
+def stolen_seconds() -> float:
+    """Seconds of CPU that this machine's host gave to others meanwhile (steal); 0 where the kernel doesn't say."""
+    return float(getattr(psutil.cpu_times(), "steal", 0.0))

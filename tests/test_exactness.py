@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loadtests.audit import COUNTERS, claim_all, judge
 from loadtests.rig.clients import hammer
+from loadtests.rig.load import ADMIN, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,3 +41,17 @@ def test_sixteen_workers_admit_exactly_the_limit(
     runs = [run for e in logged for run in e.get("numbers", [(e["request_count"] - e["n"] + 1, e["request_count"])])]
     numbers = [number for first, last in runs for number in range(first, last + 1)]
     assert sorted(numbers) == list(range(1, limit + 1))
+
+
+@pytest.mark.parametrize("store", ["empty_valkey", "empty_postgres"])
+def test_sixteen_workers_admit_exactly_the_limits_of_eight_counters(
+    store: str, request: pytest.FixtureRequest, service: Callable[..., Service]
+) -> None:
+    """In sizes of 1 to 8, some claims with keys: each number is the counter's that was asked, and has one owner."""
+    url = request.getfixturevalue(store).url
+    running = service(url, workers=16, admin_token=TOKEN, wait_for="/readyz")
+    for name, limit in COUNTERS.items():
+        assert running.get(f"/counters/{name}", "PUT", b'{"limit": %d}' % limit, **ADMIN)[0] == 201
+    history = asyncio.run(claim_all(running.port, COUNTERS))
+    readings = {name: running.get(f"/counters/{name}")[1] for name in COUNTERS}
+    assert judge(history, COUNTERS, readings).verdict == "exact"

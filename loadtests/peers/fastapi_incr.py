@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 LIMIT = int(os.environ["PEER_LIMIT"])
 
 app = FastAPI()
-store = redis.from_url(os.environ["PEER_STORE"])
+store = redis.from_url(os.environ["PEER_STORE"], max_connections=1024)  # 100 by default, and a 500 beyond
 
 
 @app.get("/")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import socket
 import subprocess
@@ -15,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 
-from loadtests.contenders import UNLIMITED, Contender, Running
 from loadtests.rig.waiting import free_port
 from loadtests.side_by_side import Server, as_csv, as_text
 from tests.loadtests.browser import chromium
@@ -70,15 +68,6 @@ def test_without_a_web_ui_it_measures_both_servers_and_writes_what_locust_writes
     assert names == {f"{server} {scenario}" for server in rows for scenario in ("burst", "named")} | {"Aggregated"}
     assert "granian burst" in (tmp_path / "report.html").read_text()
     assert "Side by side" in said
-
-
-def test_a_server_that_oversells_fails_with_what_was_wrong(tmp_path: Path) -> None:
-    with Running(Contender.parse("read-then-write+uvicorn"), UNLIMITED) as running:
-        result = str(tmp_path / "result.json")
-        _, said = headless(tmp_path, LOADTESTS_TARGETS=f"contender={running.url}", LOADTESTS_RESULT=result)
-    figures = json.loads(Path(result).read_text())["contender"]
-    assert figures["failures"] > 0
-    assert "a number given twice" in said
 
 
 def test_a_server_that_cannot_start_ends_the_run_with_a_clear_line(tmp_path: Path) -> None:

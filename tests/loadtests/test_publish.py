@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loadtests.publish import BEGIN, END, PublishError, publish
+from loadtests.publish import PublishError, markers, publish
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+BEGIN, END = markers("table")
 
 
 def test_a_table_replaces_the_one_between_the_markers_and_nothing_else(tmp_path: Path) -> None:

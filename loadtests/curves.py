@@ -1,0 +1,174 @@
+"""Latency and cost over offered load: the same absolute rates for all contenders, up to and over the knee."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadtests import tools
+from loadtests.contenders import ROOT, ContenderError, Running
+from loadtests.latencies import Latencies
+from loadtests.measure import Lab, Results
+from loadtests.open_model.outcome import Open
+from loadtests.placement import PLACEMENTS
+from loadtests.rig.processes import spawn, stop
+from loadtests.statistics import Ratio, ratio
+from loadtests.tools import TOOLS, Load, ToolError
+from loadtests.usage import machine_busy_seconds, stolen_seconds
+
+if TYPE_CHECKING:
+    from loadtests.design import Options, Pair
+    from loadtests.measure import Progress
+
+#: Of the capacity of the first contender, measured in this run.
+SHARES = (0.10, 0.25, 0.50, 0.75, 0.90, 1.10)
+QUICK_SHARES = (0.25, 0.50, 0.90)
+#: Milliseconds: the knee is the greatest rate at which a hundredth of the requests waits longer.
+KNEE = 10.0
+PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99)
+#: Connections, so many that none is missing below the knee.
+CONNECTIONS = 128
+#: Slices of the closed loop that say what the capacity is.
+CAPACITY_SLICES = 5
+
+
+class Curves(Lab):
+    """In every round all rates, in an order that is drawn, and at each rate all contenders next to each other."""
+
+    def __init__(self, options: Options, progress: Progress, shares: tuple[float, ...]) -> None:
+        super().__init__(options, progress)
+        self.shares = shares
+        self.results.options["open"] = True
+
+    def measure(self, pairs: list[Pair]) -> None:
+        first = pairs[0].ours
+        if first not in self.up:
+            return
+        rates = self._rates(first)
+        draw = random.Random(self.options.seed)
+        self._progress.phase("Measuring", self.options.slices * len(rates))
+        for turn in range(self.options.slices):
+            for rate in draw.sample(rates, len(rates)):
+                if self.options.minutes and time.monotonic() - self._begun > 60 * self.options.minutes:
+                    self.results.skipped.append("what was left of the slices: the time was up")
+                    return
+                self._step(f"{rate:,.0f} requests/s")
+                for key in draw.sample(list(self.up), len(self.up)):
+                    self._offer(key, rate, turn)
+
+    def _rates(self, first: str) -> list[float]:
+        """Shares of what the first contender can do, under a closed loop."""
+        running, found = self.up[first], []
+        self._progress.phase("Capacity", CAPACITY_SLICES)
+        for _ in range(CAPACITY_SLICES):
+            self._step(first)
+            load = Load(self.options.connections[0], self.options.requests, self.options.seconds)
+            outcome = tools.run(TOOLS[self.options.tool], running.url, load, prefix=self._placement.prefix())
+            found.append(outcome.requests_per_second)
+        capacity = statistics.median(found)
+        self.results.options["capacity"] = capacity
+        return [round(share * capacity) for share in self.shares]
+
+    @property
+    def _placement(self) -> Any:
+        return PLACEMENTS[self.options.placements[0]]
+
+    def _offer(self, key: str, rate: float, turn: int) -> None:
+        running = self.up[key]
+        try:
+            run = {"key": key, "rate": rate, "slice": turn, **self._at_rate(running, rate, turn)}
+        except (ToolError, ContenderError, OSError) as error:
+            self._error(f"{key}, slice {turn}: {error}")
+            if not running.alive:
+                self._drop(key)
+            return
+        self.results.runs.append(run)
+        if run["wrong"]:
+            self._error(f"{key}, slice {turn}: {run['wrong']}")
+
+    def _at_rate(self, running: Running, rate: float, turn: int) -> dict[str, Any]:
+        store, seconds = running.store, max(1, self.options.seconds)
+        self._placement.place(running.pid, store.server.pid if store else None)
+        before, busy, stolen = running.usage(), machine_busy_seconds(), stolen_seconds()
+        store_before = store.usage() if store else None
+        limit = running.limit if running.contender.exact else None
+        found = offer(running.url, rate, seconds, limit, self.options.seed + turn, self._placement.prefix())
+        after = running.usage()
+        if not after.same_processes(before):
+            raise ContenderError("a worker ended while it was measured")
+        cpu = after.cpu_since(before)
+        store_cpu = store.usage().cpu_since(store_before) if store and store_before else 0.0
+        busy, stolen = machine_busy_seconds() - busy, stolen_seconds() - stolen
+        return {
+            **asdict(found),
+            "void": found.void,
+            "cpu_us": cpu / max(1, found.answered) * 1e6,
+            "store_cpu_us": store_cpu / max(1, found.answered) * 1e6,
+            "other_cores": max(0.0, busy - cpu - store_cpu - found.generator_seconds) / seconds,
+            "machine_cores": busy / seconds,
+            "generator_share": found.generator_seconds / seconds,
+            "stolen_cores": stolen / seconds,
+        }
+
+
+def offer(url: str, rate: float, seconds: float, limit: int | None, seed: int, prefix: list[str]) -> Open:
+    """One run of the generator, in a process of its own. Raises ToolError."""
+    with tempfile.TemporaryDirectory(prefix="loadtests-") as name:
+        output, said = Path(name) / "open.json", Path(name) / "said"
+        command = [*prefix, sys.executable, "-m", "loadtests.open_model", url, "--rate", str(rate)]
+        command += ["--seconds", str(seconds), "--seed", str(seed), "--connections", str(CONNECTIONS)]
+        command += ["--output", str(output), *(["--limit", str(limit)] if limit is not None else [])]
+        with said.open("wb") as file:
+            process = spawn(command, output=file.fileno(), cwd=ROOT)
+        try:
+            status = process.wait(60 + 5 * seconds)
+        finally:
+            stop(process, patience=2)
+        if status != 0:
+            raise ToolError(f"the generator ended with status {status}: {said.read_text()[-200:].strip()}")
+        return Open(**json.loads(output.read_text()))
+
+
+def offered(results: Results, key: str) -> dict[float, list[dict[str, Any]]]:
+    """The valid runs of a contender by their rate."""
+    found: dict[float, list[dict[str, Any]]] = {}
+    for run in sorted(results.runs, key=lambda run: float(run["rate"])):
+        if run["key"] == key and not run["void"]:
+            found.setdefault(run["rate"], []).append(run)
+    return found
+
+
+def merged(runs: list[dict[str, Any]]) -> Latencies:
+    return Latencies.merged(Latencies(run["latencies"]) for run in runs)
+
+
+def knee(results: Results, key: str) -> float | None:
+    """The greatest rate up to which the p99 stays below `KNEE`."""
+    below = None
+    for rate, runs in offered(results, key).items():
+        if merged(runs).percentile(99) >= KNEE:
+            break
+        below = rate
+    return below
+
+
+def at_equal_load(results: Results, ours: str, theirs: str, rate: float, figure: str) -> Ratio | None:
+    """Slice by slice, at the same offered rate."""
+    mine, others = (
+        {run["slice"]: run[figure] for run in offered(results, key).get(rate, [])} for key in (ours, theirs)
+    )
+    return ratio(mine, others)
+
+
+def write_hgrm(results: Results, folder: Path) -> None:
+    """A file for each contender and rate, as HdrHistogram's plotter reads them."""
+    for key in results.contenders:
+        for rate, runs in offered(results, key).items():
+            merged(runs).write_hgrm(folder / f"{key.replace(' ', '-')}-{rate:.0f}.hgrm")
