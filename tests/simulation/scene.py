@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import uuid
 from typing import TYPE_CHECKING
@@ -99,9 +100,10 @@ class Scene:
 def simulate(seed: int | str, faults: Sequence[Fault] | None = None) -> Scene:
     """Run the history of a seed and judge it."""
     logger.disable("pythonricing")
-    state, make = random.getstate(), uuid.uuid4
+    state, make, give_way = random.getstate(), uuid.uuid4, os.sched_yield
     random.seed(f"heart {seed}")
     uuid.uuid4 = lambda: uuid.UUID(int=random.getrandbits(128), version=4)
+    os.sched_yield = lambda: None  # the machine's other processes are none of this world
     try:
         scene = Scene(seed, faults)
         try:
@@ -112,7 +114,7 @@ def simulate(seed: int | str, faults: Sequence[Fault] | None = None) -> Scene:
         judge(scene)
     finally:
         random.setstate(state)
-        uuid.uuid4 = make
+        uuid.uuid4, os.sched_yield = make, give_way
         logger.enable("pythonricing")
         scene.world.close()
     return scene

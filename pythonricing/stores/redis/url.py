@@ -118,7 +118,9 @@ def read(url: str, where: str | None = None) -> Options:
         if words.get("eviction", "allowed") != "allowed":
             raise StoreURLError(f"{where}: eviction can only be allowed, as in eviction=allowed")
         tls_words = {name: value for name, value in words.items() if name in TLS}
-        tls = _context(**{name.removeprefix("ssl_"): value for name, value in tls_words.items()})
+        tls = None
+        if scheme == "rediss":  # else not even made: it reads the machine's certificates, which takes some 30 ms
+            tls = _context(**{name.removeprefix("ssl_"): value for name, value in tls_words.items()})
     except (ValueError, OSError) as error:
         raise StoreURLError(f"{where}: {error}") from None
     if scheme == "unix" and not address.path:
@@ -133,7 +135,7 @@ def read(url: str, where: str | None = None) -> Options:
         reply_timeout=words.get("socket_timeout"),
         keepalive=words.get("socket_keepalive", True) is not False,
         eviction="eviction" in words,
-        tls=tls if scheme == "rediss" else None,
+        tls=tls,
         tls_words={"ssl": True, **tls_words} if scheme == "rediss" else {},
     )
 
