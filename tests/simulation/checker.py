@@ -95,12 +95,13 @@ class Owners:
             return began <= grant.time and (op.key is not None or grant.worker == op.worker)
         if op.key is not None or grant.worker != op.worker or op.asked is None:
             return False
-        # In its time, and before its worker heard of a loss, of another state, or that the connection was gone.
+        # In its time, and before its worker heard of a loss, of another state, or that the connection was gone; what it
+        # heard in the moment in which it asked for the lease, it asked because of.
         ended = [*self._history.breaks.get(op.worker, ()), *self._history.heard.get((op.worker, op.name), ())]
         return (
             op.asked < grant.sent + LEASE_SECONDS
             and (op.knew <= grant.change or op.asked <= grant.time)
-            and not any(grant.sent <= at < op.asked for at in ended)
+            and not any(grant.sent < at < op.asked for at in ended)
         )
 
     def _place(self, title: Title, moving: tuple[Title, ...]) -> bool:

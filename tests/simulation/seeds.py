@@ -16,6 +16,8 @@ FAILED_ONCE: tuple[int, ...] = (
     1006001348,
     2004000048,
     2005000508,
+    3000000601,
+    3000000847,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.
