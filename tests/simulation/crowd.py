@@ -68,13 +68,15 @@ def rules_of(seed: int, mutant: str | None = None) -> set[str]:
 
 @contextmanager
 def quiet_collector() -> Iterator[None]:
-    """A history's cycles are collected when it is over, all at once."""
+    """A history's cycles are collected when it is over, all at once, and without a look at what was there before."""
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
         gc.enable()
         gc.collect()
+        gc.unfreeze()
 
 
 def run(first: int, jobs: int) -> Iterator[Outcome]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ WORKER, SEQUENCE, BACK = 9, 10, 17
 FORGOTTEN = 3000.0
 
 
+@lru_cache(4096)
 def runs_of(text: bytes) -> tuple[Run, ...]:
     """The runs in a text as "first-last,first-last", or "-"."""
     pairs = (run.split(b"-") for run in text.replace(b",", b" ").split() if run != b"-")

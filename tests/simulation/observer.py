@@ -104,6 +104,38 @@ class State(NamedTuple):
         return (None if self.deleted else self.limit, bool(self.deleted))
 
 
+#: Of a counter that isn't there.
+ABSENT = State(None, None, None, None, None, None)
+
+
+def state_of(found: dict[bytes, bytes], clock: float) -> State:
+    """What a counter's hash says, in a server whose clock is so far ahead of the world's."""
+    lost, deleted, epoch = found.get(b"lost"), found.get(b"deleted"), found.get(b"epoch")
+    free: tuple[Run, ...] = ()
+    leases = []
+    for field, value in found.items():
+        begun, _, text = value.partition(b" ")
+        if begun != epoch:
+            continue
+        if field == b"free":
+            free = runs_of(text)
+        elif field.startswith(b"lease:"):
+            at, _, text = text.partition(b" ")
+            lent_at = (int(at) - START) / 1e6 - clock
+            leases.append((field.removeprefix(b"lease:").decode(), lent_at, runs_of(text)))
+    return State(
+        None if b"count" not in found or (deleted and not lost) else int(found[b"count"]),
+        int(found[b"limit"]) if b"limit" in found else None,
+        None if epoch is None else int(epoch),
+        lost,
+        deleted,
+        int(found[b"revision"]) if b"revision" in found else None,
+        int(found.get(b"moved", 0)),
+        free,
+        tuple(sorted(leases)),
+    )
+
+
 def shown(state: State | Seen) -> tuple[int, int]:
     return state.epoch or 0, state.revision or 0
 
@@ -167,6 +199,8 @@ class Observer:
         self._changes = 0
         self._leases = Leases(history)
         self._reader = hiredis.Reader()
+        #: By machine and counter: the hash that was looked at, under which clock, and what it says.
+        self._looks: dict[tuple[Machine, str], tuple[dict[bytes, bytes] | None, float, State]] = {}
         self._nodes: list[Ghost] = [NOTHING]
         self._replies: dict[tuple[str, str, int], list[tuple[bytes, Ghost]]] = {}
         self._batches: dict[tuple[str, str, int, int], Batch] = {}
@@ -391,43 +425,24 @@ class Observer:
     # What the data of a server is.
 
     def look(self, machine: Machine, name: str) -> State:
-        words = self._ask(machine, b"HGETALL", b"pythonricing:{%b}" % name.encode())
-        found: dict[bytes, bytes] = dict(zip(words[::2], words[1::2], strict=True))
-        lost, deleted, epoch = found.get(b"lost"), found.get(b"deleted"), found.get(b"epoch")
-        free: tuple[Run, ...] = ()
-        leases = []
-        for field, value in found.items():
-            begun, _, text = value.partition(b" ")
-            if begun != epoch:
-                continue
-            if field == b"free":
-                free = runs_of(text)
-            elif field.startswith(b"lease:"):
-                at, _, text = text.partition(b" ")
-                lent_at = (int(at) - START) / 1e6 - machine.clock
-                leases.append((field.removeprefix(b"lease:").decode(), lent_at, runs_of(text)))
-        return State(
-            None if b"count" not in found or (deleted and not lost) else int(found[b"count"]),
-            int(found[b"limit"]) if b"limit" in found else None,
-            None if epoch is None else int(epoch),
-            lost,
-            deleted,
-            int(found[b"revision"]) if b"revision" in found else None,
-            int(found.get(b"moved", 0)),
-            free,
-            tuple(sorted(leases)),
-        )
+        found = machine.server.value(b"pythonricing:{%b}" % name.encode())
+        looked, clock, state = self._looks.get((machine, name), (None, 0.0, ABSENT))
+        if found is not looked or clock != machine.clock:
+            state = ABSENT if found is None else state_of(found, machine.clock)
+            self._looks[machine, name] = found, machine.clock, state
+        return state
 
     def ghost(self, machine: Machine, name: str) -> Ghost:
-        found = self._ask(machine, b"GET", b"ghost:%b" % name.encode())
+        found = machine.server.value(b"ghost:%b" % name.encode())
         return NOTHING if found is None else self._nodes[int(found)]
 
     def _write(self, machine: Machine, name: str, node: Ghost) -> None:
         self._nodes.append(node)
-        self._ask(machine, b"SET", b"ghost:%b" % name.encode(), b"%d" % (len(self._nodes) - 1))
+        self._set(machine, b"ghost:%b" % name.encode(), b"%d" % (len(self._nodes) - 1))
 
-    def _ask(self, machine: Machine, *command: bytes) -> Any:
-        return self._read(machine.eye.execute(list(command)))
+    def _set(self, machine: Machine, key: bytes, value: bytes) -> None:
+        """Keep something in the data itself; like all else, it is refused where the server is full."""
+        machine.eye.execute([b"SET", key, value])
 
     def _read(self, reply: bytes) -> Any:
         self._reader.feed(reply)
@@ -455,7 +470,7 @@ class Observer:
                 self._sent[worker, name] = (what.sequence, self._world.time())
             self._batches[worker, name, what.sequence, what.attempt] = what
             for key in filter(None, what.keys or ()):
-                found = self._ask(self.primary, b"GET", f"ghost:{name}:key:{key}".encode())
+                found = self.primary.server.value(f"ghost:{name}:key:{key}".encode())
                 if found is not None:
                     era, count = found.split()
                     call.first_uses[key] = (int(era), int(count))
@@ -531,7 +546,7 @@ class Observer:
         """A key's admission is the first one of its era that the store knows of."""
         era, first = call.first_uses.get(key, (-1, 0))
         if era < node.era:
-            self._ask(self.primary, b"SET", f"ghost:{call.name}:key:{key}".encode(), b"%d %d" % (node.era, last))
+            self._set(self.primary, f"ghost:{call.name}:key:{key}".encode(), b"%d %d" % (node.era, last))
             if replayed and first == last and era >= 0 and not self.losses:
                 given = any(grant.era == node.era and grant.low <= last <= grant.high for grant in self._history.grants)
                 if not given:

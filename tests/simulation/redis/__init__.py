@@ -38,6 +38,7 @@ Replication (asynchronous, of effects: a script arrives as what it changed, at o
 
 Inspection, for checkers: `server.contents(database=0)` is what a client could read by now: {key: (value, expiry)};
 values are bytes, Hash, Members (set) and Scores (sorted set), the expiry in milliseconds of now() or 0.
+`server.value(key, database=0)` is one of those values.
 
 Held to a real Valkey by tests/simulation/test_redis.py.
 """

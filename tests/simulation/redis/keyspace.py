@@ -6,7 +6,7 @@ both to undo a change and to repeat it elsewhere is one assignment.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from tests.simulation.redis.replies import WRONG_TYPE, ReplyError
 
@@ -105,6 +105,11 @@ class Keyspace:
         """What a client could read by now."""
         now = self.now() // 1000
         return {key: entry for key, entry in self.databases[database].items() if not 0 < entry[1] < now}
+
+    def value(self, key: bytes, database: int = 0) -> Any:
+        """One of these values, None if there is none; it is the same object for as long as nobody writes to its key."""
+        entry = self.databases[database].get(key)
+        return None if entry is None or 0 < entry[1] < self.now() // 1000 else entry[0]
 
     def apply(self, unit: Unit) -> None:
         for index, key, _, entry in unit:
