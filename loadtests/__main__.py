@@ -14,13 +14,16 @@ import click
 from rich.table import Table
 
 from loadtests import report, self_test
-from loadtests.contenders import PEERS, ROOT, SERVERS, Contender, ContenderError, Unavailable
+from loadtests.contenders import PEERS, SERVERS, Contender
 from loadtests.curves import QUICK_SHARES, SHARES, Curves
-from loadtests.design import SCENARIOS, Options
+from loadtests.design import PRIMARIES, SCENARIOS, Options
 from loadtests.measure import Lab, Results
 from loadtests.placement import CPUS, PLACEMENTS
 from loadtests.profile import ProfileError, profile
 from loadtests.publish import PublishError, publish
+from loadtests.revisions import ROOT
+from loadtests.rig.processes import Unavailable
+from loadtests.running import ContenderError
 from loadtests.screen import Screen
 from loadtests.statistics import FEWEST
 from loadtests.tools import TOOLS, ToolError
@@ -111,8 +114,20 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     multiple=True,
     help=(
         f"{'|'.join(SERVERS)} + redis|unix|memory|postgresql for the service, or {'|'.join(PEERS)} + a server. Words "
-        "in brackets are options of the server or settings: 'granian+redis[PYTHONRICING_REQUEST_LOG=off]'. Repeatable: "
-        "the first is compared with each of the others, and the throughput of the first three pairs is primary."
+        "in brackets are options of the server, settings, or tls: 'granian+redis[PYTHONRICING_LEASE=0]'. A revision "
+        "of the service: granian+redis@v0.1.0. Repeatable: the first is compared with each of the others, and "
+        "the throughput of the first three pairs is primary."
+    ),
+)
+@click.option("--against", type=Spelled(), multiple=True, help="Compare each contender with this, instead. Repeatable.")
+@click.option(
+    "--target",
+    "targets",
+    type=Spelled(),
+    multiple=True,
+    help=(
+        "URL of the service on another machine, as a contender. It needs PYTHONRICING_ADMIN_TOKEN, and its counters "
+        "default, audit-… and lab-… begin anew. Repeatable."
     ),
 )
 @click.option("--tool", type=click.Choice(list(TOOLS)), default="wrk", show_default=True)
@@ -143,6 +158,7 @@ def compare(
     tested: bool,
     curved: bool,
     contenders: tuple[Contender, ...],
+    targets: tuple[Contender, ...],
     output: Path | None,
     seed: int | None,
     placements: tuple[str, ...],
@@ -151,8 +167,10 @@ def compare(
 ) -> None:
     """Measure contenders side by side, and write results.json, report.md and report.html."""
     names = EQUALS if tested else OPEN if curved else QUICK if quick else CONTENDERS
+    contenders = (*contenders, *targets)
     options = Options(
         contenders=tuple(dict.fromkeys(contenders)) or tuple(map(Contender.parse, names)),
+        varied=len(contenders) * max(1, len(given["against"])) or PRIMARIES,
         workers=(CORES,),
         connections=(32,),
         placements=placements or (("free",) if quick or tested or curved else tuple(PLACEMENTS)),

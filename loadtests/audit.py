@@ -13,7 +13,8 @@ from loadtests.rig.clients import Call, Client, History, hammer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from loadtests.contenders import Running
+    from loadtests.rig.clients import Address
+    from loadtests.running import Elsewhere, Running
 
 #: Counters of the service with their limits: all different, so that an answer about another counter shows.
 COUNTERS = {f"audit-{number}": 1_201 + 37 * number for number in range(8)}
@@ -84,7 +85,7 @@ def _faults(history: History, owned: list[int], limit: int, reading: Any) -> lis
     return [text for text, is_so in found.items() if is_so]
 
 
-async def claim_all(port: int, limits: Mapping[str, int], seed: int = 1) -> History:
+async def claim_all(server: int | Address, limits: Mapping[str, int], seed: int = 1) -> History:
     """Claim in all sizes from all counters at once, some with keys and some of these again; then one by one until
     every counter has refused."""
     draw = random.Random(seed)
@@ -92,17 +93,17 @@ async def claim_all(port: int, limits: Mapping[str, int], seed: int = 1) -> Hist
     paths = [f"/counters/{name}" for name in limits]
     plain, keyed = ([draw.choice(SIZES) for _ in range(CLAIMS // CLIENTS * clients)] for clients in (16, 8))
     await asyncio.gather(
-        hammer(port, CLIENTS - KEYED, plain, draw.sample(paths, len(paths)), history=history),
-        hammer(port, KEYED, keyed, draw.sample(paths, len(paths)), keys=True, history=history),
+        hammer(server, CLIENTS - KEYED, plain, draw.sample(paths, len(paths)), history=history),
+        hammer(server, KEYED, keyed, draw.sample(paths, len(paths)), keys=True, history=history),
     )
-    await _again(port, history)
-    await asyncio.gather(*(_until_refused(port, name, history) for name in limits for _ in range(2)))
+    await _again(server, history)
+    await asyncio.gather(*(_until_refused(server, name, history) for name in limits for _ in range(2)))
     return history
 
 
-async def _again(port: int, history: History) -> None:
+async def _again(server: int | Address, history: History) -> None:
     """The same keys get the same answers: an admission that differs is an owner of other numbers."""
-    client = Client(port)
+    client = Client(server)
     calls = [call for call in history.calls if call.key is not None and call.status == 200]
     for call in calls[:REPEATS]:
         path = f"/counters/{call.counter}?n={call.n}"
@@ -111,9 +112,9 @@ async def _again(port: int, history: History) -> None:
     client.close()
 
 
-async def _until_refused(port: int, counter: str, history: History) -> None:
+async def _until_refused(server: int | Address, counter: str, history: History) -> None:
     """Single claims; no more of them than a counter could hold ten times."""
-    client = Client(port)
+    client = Client(server)
     for _ in range(20_000):
         try:
             status, body = await client.request(f"/counters/{counter}")
@@ -125,13 +126,13 @@ async def _until_refused(port: int, counter: str, history: History) -> None:
     client.close()
 
 
-async def _of_one(port: int, limit: int) -> History:
+async def _of_one(at: Address, limit: int) -> History:
     """Of an application that knows `GET /` alone."""
     claims = repeat(1, CLAIMS_PER_NUMBER * limit)
     history = History()
 
     async def run() -> None:
-        client = Client(port)
+        client = Client(at)
         for size in claims:
             try:
                 status, body = await client.request("/", "GET")
@@ -144,20 +145,20 @@ async def _of_one(port: int, limit: int) -> History:
     return history
 
 
-def audit(running: Running) -> Audit:
+def audit(running: Running | Elsewhere) -> Audit:
     """Of a contender that has counted nothing yet. Raises ContenderError where its counters can't be set or read."""
     if running.contender.has_counters:
         for name, limit in COUNTERS.items():
             running.put(name, limit)
-        history = asyncio.run(claim_all(running.port, COUNTERS))
+        history = asyncio.run(claim_all(running.at, COUNTERS))
         return judge(history, COUNTERS, {name: running.read(name) for name in COUNTERS})
-    history = asyncio.run(_of_one(running.port, running.limit))
+    history = asyncio.run(_of_one(running.at, running.limit))
     limits = {"default": running.limit}
     return judge(history, limits, {name: running.read(name) for name in limits})
 
 
-async def _read(port: int, times: int) -> None:
-    client = Client(port)
+async def _read(at: Address, times: int) -> None:
+    client = Client(at)
     try:
         for _ in range(times):
             await client.request("/counters/default", "GET")
@@ -167,10 +168,10 @@ async def _read(port: int, times: int) -> None:
         client.close()
 
 
-def warm_up_reading(port: int) -> None:
+def warm_up_reading(at: Address) -> None:
     """Bring every layer of an application to temperature without counting: 32 connections read the counter."""
 
     async def read() -> None:
-        await asyncio.gather(*(_read(port, 20) for _ in range(32)))
+        await asyncio.gather(*(_read(at, 20) for _ in range(32)))
 
     asyncio.run(read())

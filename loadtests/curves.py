@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -13,19 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadtests import tools
-from loadtests.contenders import ROOT, ContenderError, Running
+from loadtests.certificate import certificate
 from loadtests.latencies import Latencies
 from loadtests.measure import Lab, Results
+from loadtests.meter import Meter
 from loadtests.open_model.outcome import Open
-from loadtests.placement import PLACEMENTS
+from loadtests.placement import PLACEMENTS, Placement
+from loadtests.revisions import ROOT
 from loadtests.rig.processes import spawn, stop
+from loadtests.running import ContenderError
 from loadtests.statistics import Ratio, ratio
 from loadtests.tools import TOOLS, Load, ToolError
-from loadtests.usage import machine_busy_seconds, stolen_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loadtests.design import Options, Pair
     from loadtests.measure import Progress
+    from loadtests.running import Elsewhere, Running
 
 #: Of the capacity of the first contender, measured in this run.
 SHARES = (0.10, 0.25, 0.50, 0.75, 0.90, 1.10)
@@ -77,7 +83,7 @@ class Curves(Lab):
         return [round(share * capacity) for share in self.shares]
 
     @property
-    def _placement(self) -> Any:
+    def _placement(self) -> Placement:
         return PLACEMENTS[self.options.placements[0]]
 
     def _offer(self, key: str, rate: float, turn: int) -> None:
@@ -93,38 +99,32 @@ class Curves(Lab):
         if run["wrong"]:
             self._error(f"{key}, slice {turn}: {run['wrong']}")
 
-    def _at_rate(self, running: Running, rate: float, turn: int) -> dict[str, Any]:
-        store, seconds = running.store, max(1, self.options.seconds)
-        self._placement.place(running.pid, store.server.pid if store else None)
-        before, busy, stolen = running.usage(), machine_busy_seconds(), stolen_seconds()
-        store_before = store.usage() if store else None
+    def _at_rate(self, running: Running | Elsewhere, rate: float, turn: int) -> dict[str, Any]:
+        seconds, placement = max(1, self.options.seconds), self._placement
+        running.place(placement.server, placement.store)
         limit = running.limit if running.contender.exact else None
-        found = offer(running.url, rate, seconds, limit, self.options.seed + turn, self._placement.prefix())
-        after = running.usage()
-        if not after.same_processes(before):
-            raise ContenderError("a worker ended while it was measured")
-        cpu = after.cpu_since(before)
-        store_cpu = store.usage().cpu_since(store_before) if store and store_before else 0.0
-        busy, stolen = machine_busy_seconds() - busy, stolen_seconds() - stolen
+        meter = Meter(running)
+        found = offer(running.url, rate, seconds, limit, self.options.seed + turn, placement.prefix())
+        cost = meter.read(found.answered, found.generator_seconds)
         return {
             **asdict(found),
+            **cost,
             "void": found.void,
-            "cpu_us": cpu / max(1, found.answered) * 1e6,
-            "store_cpu_us": store_cpu / max(1, found.answered) * 1e6,
-            "other_cores": max(0.0, busy - cpu - store_cpu - found.generator_seconds) / seconds,
-            "machine_cores": busy / seconds,
             "generator_share": found.generator_seconds / seconds,
-            "stolen_cores": stolen / seconds,
         }
 
 
-def offer(url: str, rate: float, seconds: float, limit: int | None, seed: int, prefix: list[str]) -> Open:
-    """One run of the generator, in a process of its own. Raises ToolError."""
+def offer(
+    url: str, rate: float, seconds: float, limit: int | None, seed: int, prefix: Sequence[str] = (), *more: str
+) -> Open:
+    """One run of the generator, in a process of its own, with `more` options. Raises ToolError."""
     with tempfile.TemporaryDirectory(prefix="loadtests-") as name:
         output, said = Path(name) / "open.json", Path(name) / "said"
         command = [*prefix, sys.executable, "-m", "loadtests.open_model", url, "--rate", str(rate)]
         command += ["--seconds", str(seconds), "--seed", str(seed), "--connections", str(CONNECTIONS)]
-        command += ["--output", str(output), *(["--limit", str(limit)] if limit is not None else [])]
+        command += ["--output", str(output), *(["--limit", str(limit)] if limit is not None else []), *more]
+        if url.startswith("https://127.0.0.1:"):
+            command += ["--ca", str(certificate().authority)]
         with said.open("wb") as file:
             process = spawn(command, output=file.fileno(), cwd=ROOT)
         try:
@@ -162,7 +162,8 @@ def knee(results: Results, key: str) -> float | None:
 def at_equal_load(results: Results, ours: str, theirs: str, rate: float, figure: str) -> Ratio | None:
     """Slice by slice, at the same offered rate."""
     mine, others = (
-        {run["slice"]: run[figure] for run in offered(results, key).get(rate, [])} for key in (ours, theirs)
+        {run["slice"]: run[figure] for run in offered(results, key).get(rate, []) if run[figure] is not None}
+        for key in (ours, theirs)
     )
     return ratio(mine, others)
 
@@ -171,4 +172,4 @@ def write_hgrm(results: Results, folder: Path) -> None:
     """A file for each contender and rate, as HdrHistogram's plotter reads them."""
     for key in results.contenders:
         for rate, runs in offered(results, key).items():
-            merged(runs).write_hgrm(folder / f"{key.replace(' ', '-')}-{rate:.0f}.hgrm")
+            merged(runs).write_hgrm(folder / f"{re.sub(r'[^a-z0-9+@]+', '-', key.lower())}-{rate:.0f}.hgrm")

@@ -42,11 +42,11 @@ def _verdict(results: Results) -> Section:
             continue
         half = min(found, key=lambda rate: abs(rate - knee / 2))
         latencies = curves.merged(found[half])
-        cpu = sum(run["cpu_us"] for run in found[half]) / len(found[half])
+        cpu = _cpu(found[half])
         items.append(
             f"{key}: knee at {knee:,.0f} requests/s or above; near half of it ({half:,.0f}) a user waits "
             f"{latencies.percentile(50):.2f} ms (p50), **{latencies.percentile(99):.1f} ms (p99)**, "
-            f"{latencies.percentile(99.9):.1f} ms (p99.9), at {cpu:.0f} µs of CPU a request"
+            f"{latencies.percentile(99.9):.1f} ms (p99.9), at {cpu} µs of CPU a request"
         )
     void = sum(run["void"] for run in results.runs)
     if void:
@@ -54,6 +54,12 @@ def _verdict(results: Results) -> Section:
     audits = {key: audit["verdict"] for key, audit in results.audits.items()}
     items.append(f"Exact: {', '.join(key for key, verdict in audits.items() if verdict == 'exact') or 'none'}")
     return Section("Load lab: latency at equal load", items=items, kind="verdict")
+
+
+def _cpu(runs: list[dict[str, Any]]) -> str:
+    """Microseconds a request over all of these slices; of a service elsewhere nobody knows."""
+    spent = sum((run["cpu_us"] or 0.0) * run["answered"] for run in runs)
+    return f"{spent / max(1, sum(run['answered'] for run in runs)):.0f}" if spent else "-"
 
 
 def _rates(results: Results) -> Section:
@@ -65,10 +71,9 @@ def _rates(results: Results) -> Section:
             answered = sum(run["answered"] for run in runs) / sum(run["seconds"] for run in runs)
             cells = [f"{latencies.percentile(percent):.2f}" for percent in curves.PERCENTS]
             cells[2] += f" [{slices[0]:.1f}, {slices[-1]:.1f}]"
-            cpu = sum(run["cpu_us"] * run["answered"] for run in runs) / max(1, sum(run["answered"] for run in runs))
             censored = sum(run["timed_out"] + run["lost"] for run in runs)
             late = max(run["late_p99_ms"] for run in runs)
-            cells += [f"{cpu:.0f}", f"{sum(run['waited'] for run in runs):,}", f"{censored:,}", f"{late:.2f}"]
+            cells += [_cpu(runs), f"{sum(run['waited'] for run in runs):,}", f"{censored:,}", f"{late:.2f}"]
             rows.append([key, f"{rate:,.0f}", f"{answered:,.0f}", *cells])
     header = [
         *("contender", "offered/s", "answered/s", *(f"p{percent:g} ms" for percent in curves.PERCENTS)),

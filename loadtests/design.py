@@ -7,8 +7,8 @@ second pair of a block has it the other way round.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from loadtests.contenders import UNLIMITED, Contender
 from loadtests.statistics import PRIMARY
@@ -32,7 +32,7 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What to compare: the first contender with each of the others, and with a copy of itself.
+    """What to compare: the first contender with each of the others, or all `against` some; and with a copy of itself.
 
     The first of `workers`, `connections`, `counters` and `placements` is the base; the others are explored.
     """
@@ -40,6 +40,10 @@ class Options:
     contenders: tuple[Contender, ...]
     workers: tuple[int, ...]
     connections: tuple[int, ...]
+    #: Each of the contenders with each of these, instead of the first with the others.
+    against: tuple[Contender, ...] = ()
+    #: How many pairs are explored at the other workers, connections, counters and placements.
+    varied: int = PRIMARIES
     counters: tuple[int, ...] = (1,)
     placements: tuple[str, ...] = ("free",)
     tool: str = "wrk"
@@ -92,33 +96,37 @@ def copy_of(key: str) -> str:
 def plan(options: Options) -> tuple[dict[str, Contender], list[Pair]]:
     """Who has to be up, by key, and the pairs."""
     first, *others = options.contenders
+    couples = [(one, other) for other in options.against for one in options.contenders if one != other]
+    couples = couples or [(first, other) for other in others]
     workers, connections = options.workers[0], AB_CONNECTIONS if options.tool == "ab" else options.connections[0]
     counters, placement = options.counters[0], options.placements[0]
     up: dict[str, Contender] = {}
     pairs: dict[Pair, None] = {}
 
-    def pair(other: Contender | None, count: int, **factors: object) -> None:
-        ours = first.with_workers(count)
-        theirs = (other or first).with_workers(count)
+    def pair(one: Contender, other: Contender | None, count: int, **factors: Any) -> None:
+        ours, theirs = one.with_workers(count), (other or one).with_workers(count)
         key = theirs.key if other else copy_of(ours.key)
-        at = {"connections": connections, "counters": counters, "placement": placement} | factors
+        at: dict[str, Any] = {"connections": connections, "counters": counters, "placement": placement} | factors
+        if not (ours.has_counters and theirs.has_counters):
+            at["counters"] = 1
         up[ours.key], up[key] = ours, theirs
-        pairs[Pair(ours.key, key, **at)] = None  # type: ignore[arg-type]
+        found = Pair(ours.key, key, **at)
+        if replace(found, primary=True) not in pairs:
+            pairs[found] = None
 
-    pair(None, workers)
-    for number, other in enumerate(others):
-        pair(other, workers, primary=number < PRIMARIES)
-    for other in others[:PRIMARIES]:
+    pair(first, None, workers)
+    for number, (one, other) in enumerate(couples):
+        pair(one, other, workers, primary=number < PRIMARIES)
+    for one, other in couples[: options.varied]:
         for count in options.workers[1:]:
-            pair(other, count)
+            pair(one, other, count)
         for place in options.placements[1:]:
-            pair(other, workers, placement=place)
+            pair(one, other, workers, placement=place)
         if options.tool == "wrk":
             for number in options.connections[1:]:
-                pair(other, workers, connections=number)
+                pair(one, other, workers, connections=number)
             for number in options.counters[1:]:
-                if other.with_workers(workers).has_counters and first.with_workers(workers).has_counters:
-                    pair(other, workers, counters=number)
+                pair(one, other, workers, counters=number)
     return up, list(pairs)
 
 

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import psutil
 
-from loadtests.contenders import ROOT
 from loadtests.machine import describe
 from loadtests.publish import PublishError, publish
+from loadtests.revisions import ROOT
 from loadtests.rig.clients import History
 from loadtests.rig.cluster import ClusterServers
 from loadtests.rig.judge import judge, numbers_of_workers, tail

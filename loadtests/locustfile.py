@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,10 @@ from locust import FastHttpUser, LoadTestShape, events, task
 
 from loadtests import side_by_side
 from loadtests.checks import Checker, Wrong
-from loadtests.contenders import Contender, ContenderError, Running, Unavailable
+from loadtests.contenders import Contender
+from loadtests.rig.processes import Unavailable
 from loadtests.rig.waiting import port_is_taken
+from loadtests.running import ContenderError, Running
 
 if TYPE_CHECKING:
     from locust.contrib.fasthttp import ResponseContextManager
@@ -48,6 +51,9 @@ NAMED_COUNTERS = 100
 NAMED_LIMIT = 1_000_000
 #: Seconds for claims on their way at the end of a test, so that every number has an owner who was told of it.
 STOP_PATIENCE = 12
+
+#: Seconds after which no worker holds what it was lent.
+LEASED = 2
 
 log = logging.getLogger("loadtests")
 
@@ -237,10 +243,7 @@ class SideBySide:
         faults = []
         for counter, checker in kind.checkers.items():
             try:
-                status, body = _request("GET", f"{kind.server.url}/counters/{counter}", {})
-                if status != 200:
-                    raise Wrong(f"it can't be read: status {status}")
-                checker.balance(json.loads(body)["count"], singles=kind.singles)
+                checker.balance(_count(f"{kind.server.url}/counters/{counter}"), singles=kind.singles)
             except Wrong as wrong:
                 faults.append(f"{counter}: {wrong}")
         return faults
@@ -272,6 +275,19 @@ class SideBySide:
 
 def _all_classes() -> list[type[ClaimUser]]:
     return [kind for kind in globals().values() if isinstance(kind, type) and hasattr(kind, "server")]
+
+
+def _count(url: str) -> int:
+    """What a counter reads, once no worker holds a lease. Raises Wrong."""
+    deadline = time.monotonic() + LEASED
+    while True:
+        status, body = _request("GET", url, {})
+        if status != 200:
+            raise Wrong(f"it can't be read: status {status}")
+        reading = json.loads(body)
+        if not reading.get("leased") or time.monotonic() > deadline:
+            return int(reading["count"])
+        gevent.sleep(0.02)
 
 
 def _request(method: str, url: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, bytes]:

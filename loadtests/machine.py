@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from loadtests.contenders import ROOT
 from loadtests.placement import CPUS, listed
+from loadtests.revisions import ROOT
 
 PACKAGES = (
     "granian",

@@ -12,15 +12,19 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loadtests import audit, design, machine, tools
-from loadtests.contenders import Contender, ContenderError, Running, Unavailable
 from loadtests.design import Options, Pair, plan
+from loadtests.meter import Meter
 from loadtests.placement import PLACEMENTS, affinity
+from loadtests.revisions import resolve
+from loadtests.rig.processes import Unavailable
+from loadtests.running import ContenderError, Elsewhere, Running, open_contender
 from loadtests.statistics import MOST, Ratio, enough, ratio
 from loadtests.tools import TOOLS, Load, Outcome, ToolError
-from loadtests.usage import machine_busy_seconds, stolen_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from loadtests.contenders import Contender
 
 #: Seconds in which claims whose client is gone have been counted, or have given back what nobody got.
 SETTLED = 2.0
@@ -80,10 +84,10 @@ class Lab:
         self.options = options
         self.results = Results(asdict(options), machine.describe(), skipped=skipped or [])
         self._progress = progress
-        self.up: dict[str, Running] = {}
+        self.up: dict[str, Running | Elsewhere] = {}
         self._dead: set[str] = set()
         self._placed: dict[str, str] = {}
-        #: How many claims of the run before may be counted yet: their clients didn't wait for them.
+        #: By URL, how many claims of the run before may be counted yet: their clients didn't wait for them.
         self._late: dict[str, int] = {}
         self._begun = 0.0
 
@@ -103,7 +107,7 @@ class Lab:
             self.results.interrupted = True
         finally:
             with on_signals(signal.SIG_IGN), ThreadPoolExecutor(8) as pool:  # a second Ctrl-C doesn't end this
-                list(pool.map(Running.close, self.up.values()))
+                list(pool.map(lambda running: running.close(), self.up.values()))
         self.results.seconds = time.monotonic() - self._begun
         return self.results
 
@@ -123,12 +127,14 @@ class Lab:
 
     def _audit(self, contenders: dict[str, Contender]) -> None:
         """Each contender at the base, started for this alone."""
-        audited = {c.key: c for c in contenders.values() if c.workers == self.options.workers[0] and c.counts}
+        audited = {
+            c.key: c for c in contenders.values() if c.counts and (c.elsewhere or c.workers == self.options.workers[0])
+        }
         self._progress.phase("Auditing", len(audited))
         for contender in audited.values():
             self._step(f"is {contender.key} exact?")
             try:
-                with Running(contender, self.options.limit) as running:
+                with open_contender(contender, self.options.limit) as running:
                     found = audit.audit(running)
             except Unavailable as missing:
                 self.results.skipped.append(f"{contender.name}: {missing}")
@@ -149,7 +155,7 @@ class Lab:
         for key, contender in alive.items():
             self._step(key)
             try:
-                running = Running(contender, self.options.start_limit)
+                running = open_contender(contender, self.options.start_limit)
                 self.up[key] = running
                 if contender.has_counters and (counters := max(self.options.counters)) > 1:
                     for name in named(counters):
@@ -161,7 +167,8 @@ class Lab:
             self.results.contenders[key] = {
                 **asdict(contender),
                 "name": contender.name,
-                "command": " ".join(contender.command(running.port)),
+                "command": " ".join(running.command),
+                "commit": resolve(contender.revision) if contender.revision else "",
                 "store_version": running.store.version() if running.store else "",
             }
 
@@ -175,8 +182,8 @@ class Lab:
         self._progress.phase("Warming up", len(self.up))
         for key, running in list(self.up.items()):
             self._step(key)
-            audit.warm_up_reading(running.port)
-            self._late[key] = design.AB_CONNECTIONS
+            audit.warm_up_reading(running.at)
+            self._late[running.url] = design.AB_CONNECTIONS
             if self.options.scenario != "sale":
                 load = Load(design.AB_CONNECTIONS, min(self.options.requests, 2000), 1)
                 with contextlib.suppress(ToolError):  # it will say so again when it counts
@@ -242,55 +249,35 @@ class Lab:
             if run["unbalanced"]:
                 self._error(f"{key}, slice {turn}: {run['unbalanced']}")
 
-    def _figures(self, pair: Pair, running: Running, key: str) -> dict[str, Any]:
+    def _figures(self, pair: Pair, running: Running | Elsewhere, key: str) -> dict[str, Any]:
         """One slice, with what it cost the server, the store and the machine. Raises ContenderError, ToolError."""
         placement = PLACEMENTS[pair.placement]
         if self.options.scenario == "sale":
             running.reset()
-            audit.warm_up_reading(running.port)
-            self._late[key] = 0
-        store = running.store
+            audit.warm_up_reading(running.at)
+            self._late[running.url] = 0
         if self._placed.get(key, "free") != placement.name:
-            placement.place(running.pid, store.server.pid if store else None)
+            running.place(placement.server, placement.store)
             self._placed[key] = placement.name
         counters = named(pair.counters)
         readings = _sum(running, counters)
         load = Load(pair.connections, self.options.requests, self.options.seconds, pair.counters)
-        before, store_before = running.usage(), store.usage() if store else None
-        commands_before = store.commands() if store else None
-        busy, stolen, clock = machine_busy_seconds(), stolen_seconds(), time.monotonic()
+        meter = Meter(running)
         outcome = tools.run(TOOLS[self.options.tool], running.url, load, prefix=placement.prefix())
-        seconds, busy, stolen = time.monotonic() - clock, machine_busy_seconds() - busy, stolen_seconds() - stolen
-        after, store_after = running.usage(), store.usage() if store else None
-        commands = store.commands() if store else None
-        if not running.alive:
-            raise ContenderError(f"it ended: {running.last_words()}")
-        if not after.same_processes(before):
-            raise ContenderError("a worker ended while it was measured")
-        cpu = after.cpu_since(before)
-        store_cpu = store_after.cpu_since(store_before) if store_after and store_before else 0.0
+        cost = meter.read(outcome.requests, outcome.generator_seconds)
         answered = outcome.requests - outcome.non_2xx
         return {
             **outcome_figures(outcome),
+            **cost,
             "failures": outcome.failures + unexpected(outcome, self.options.scenario, running.contender),
             "admitted": answered,
-            "unbalanced": self._unbalanced(key, counters, readings, answered, pair.connections),
-            "cpu_us": cpu / outcome.requests * 1e6,
-            "store_cpu_us": store_cpu / outcome.requests * 1e6 if store else None,
-            "worker_mb": after.worker_mb,
-            "store_commands": (
-                (commands - commands_before) / outcome.requests * 1000
-                if commands is not None and commands_before is not None
-                else None
-            ),
-            "machine_cores": busy / seconds,
-            "other_cores": max(0.0, busy - cpu - store_cpu - outcome.generator_seconds) / seconds,
-            "stolen_cores": stolen / seconds,
-            "server_affinity": affinity(running.pid),
-            "store_affinity": affinity(store.server.pid) if store else "",
+            "unbalanced": self._unbalanced(running, counters, readings, answered, pair.connections),
+            **affinities(running),
         }
 
-    def _unbalanced(self, key: str, counters: list[str], before: int | None, answered: int, connections: int) -> str:
+    def _unbalanced(
+        self, running: Running | Elsewhere, counters: list[str], before: int | None, answered: int, connections: int
+    ) -> str:
         """Whatever tool asked: what the counters moved, less what was answered 2xx, lies between 0 and the connections.
 
         Nobody waited for the last claim of each; of the run before, too, some may only be counted now. Returns what
@@ -300,11 +287,11 @@ class Lab:
             return ""
         deadline = time.monotonic() + SETTLED
         while True:
-            after = _sum(self.up[key], counters)
+            after = _sum(running, counters)
             assert after is not None
             more = after - before - answered
-            if 0 <= more <= connections + self._late.get(key, 0):
-                self._late[key] = max(0, connections - more)
+            if 0 <= more <= connections + self._late.get(running.url, 0):
+                self._late[running.url] = max(0, connections - more)
                 return ""
             if time.monotonic() > deadline:
                 return f"the counter moved by {after - before}, {answered} claims were answered as admitted"
@@ -316,11 +303,24 @@ def named(counters: int) -> list[str]:
     return [f"lab-{number}" for number in range(1, counters + 1)] if counters > 1 else ["default"]
 
 
-def _sum(running: Running, counters: list[str]) -> int | None:
-    """What these counters read together; None where nobody could say."""
+def _sum(running: Running | Elsewhere, counters: list[str]) -> int | None:
+    """What these counters read together, once no worker holds a lease; None where nobody could say."""
     if not running.contender.exact:
         return None
-    return sum(reading["count"] if (reading := running.read(name)) else 0 for name in counters)
+    deadline = time.monotonic() + SETTLED
+    while True:
+        readings = [running.read(name) or {"count": 0} for name in counters]
+        if not any(reading.get("leased") for reading in readings) or time.monotonic() > deadline:
+            return sum(int(reading["count"]) for reading in readings)
+        time.sleep(0.02)
+
+
+def affinities(running: Running | Elsewhere) -> dict[str, str]:
+    """The cores of server and store, as the kernel says; nothing of a service elsewhere."""
+    if not isinstance(running, Running):
+        return {"server_affinity": "", "store_affinity": ""}
+    store = running.store
+    return {"server_affinity": affinity(running.pid), "store_affinity": affinity(store.pids[0]) if store else ""}
 
 
 def outcome_figures(outcome: Outcome) -> dict[str, Any]:

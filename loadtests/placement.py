@@ -31,12 +31,6 @@ class Placement:
         """What goes before the generator's command."""
         return ["taskset", "-c", listed(self.generator)] if self.generator else []
 
-    def place(self, server: int, store: int | None) -> None:
-        """Put processes and all that they have started on their cores, every thread of them."""
-        pin(server, self.server)
-        if store is not None:
-            pin(store, self.store)
-
 
 def listed(cores: Iterable[int]) -> str:
     """As taskset takes and prints them."""

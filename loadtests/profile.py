@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from loadtests import tools
-from loadtests.contenders import UNLIMITED, Contender, Running
+from loadtests.contenders import UNLIMITED, Contender
+from loadtests.running import Running
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -69,7 +69,10 @@ class Screen:
         if self._last:
             table = Table("contender", "slice", "requests/s", "CPU µs/request")
             for run in list(self._last.values())[-max(5, self.console.height - 8) :]:
-                rate, cpu = f"{run['requests_per_second']:,.0f}", f"{run['cpu_us']:.1f}"
+                rate, cpu = (
+                    f"{run['requests_per_second']:,.0f}",
+                    "-" if run["cpu_us"] is None else f"{run['cpu_us']:.1f}",
+                )
                 table.add_row(run["key"], str(run["slice"]), rate, cpu)
             screen.add_row(table)
         screen.add_row(self._bar)

@@ -52,7 +52,7 @@ def evaluate(results: Results) -> list[Found]:
 def _logs(results: Results, pair: int, figure: str) -> list[float]:
     sides: dict[str, dict[int, float]] = {"ours": {}, "theirs": {}}
     for run in results.runs:
-        if run["pair"] == pair:
+        if run["pair"] == pair and run[figure] is not None:
             sides[run["side"]][run["slice"]] = run[figure]
     numbers = sorted(sides["ours"].keys() & sides["theirs"].keys())
     return [math.log(sides["ours"][number] / sides["theirs"][number]) for number in numbers]

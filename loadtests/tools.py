@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loadtests.contenders import ROOT
+from loadtests.revisions import ROOT
 from loadtests.rig.processes import spawn, stop
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a tree of processes has cost: CPU, context switches, memory."""
+"""What a tree of processes has cost: CPU and memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -28,53 +27,31 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def context_switches(process: psutil.Process) -> int:
-    """Voluntary and involuntary, of all threads: /proc/PID/status has the main thread's alone."""
-    if not LINUX:
-        return sum(process.num_ctx_switches())
-    total = 0
-    for status in Path(f"/proc/{process.pid}/task").glob("*/status"):
-        with contextlib.suppress(OSError):
-            total += sum(int(line.split()[1]) for line in status.read_text().splitlines() if "_ctxt_switches:" in line)
-    return total
-
-
 @dataclass(frozen=True)
 class Usage:
-    """What a tree of processes has used until now: for each process seconds of CPU and context switches."""
+    """What a tree of processes has used until now: for each process seconds of CPU, and its memory."""
 
     cpu: dict[int, float]
-    switches: dict[int, int]
     resident: dict[int, int]
     workers: frozenset[int]
 
     @classmethod
-    def of(cls, pid: int) -> Usage:
-        """Read a process and all its descendants. Empty when it has ended."""
+    def of(cls, *pids: int) -> Usage:
+        """Read processes and all their descendants. Empty when they have ended."""
         cpu: dict[int, float] = {}
-        switches: dict[int, int] = {}
         resident: dict[int, int] = {}
         helpers = set()
-        try:
-            root = psutil.Process(pid)
-            tree = [root, *root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            tree = []
-        for process in tree:
+        for process in [process for pid in pids for process in _tree(pid)]:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                 cpu[process.pid] = cpu_seconds(process)
-                switches[process.pid] = context_switches(process)
                 resident[process.pid] = process.memory_info().rss
                 if any("resource_tracker" in word for word in process.cmdline()):
                     helpers.add(process.pid)
-        children = cpu.keys() - helpers - {pid}
-        return cls(cpu, switches, resident, frozenset(children or cpu.keys() - helpers))
+        children = cpu.keys() - helpers - set(pids)
+        return cls(cpu, resident, frozenset(children or cpu.keys() - helpers))
 
     def cpu_since(self, before: Usage) -> float:
         return sum(seconds - before.cpu.get(pid, 0.0) for pid, seconds in self.cpu.items())
-
-    def switches_since(self, before: Usage) -> int:
-        return sum(count - before.switches.get(pid, 0) for pid, count in self.switches.items())
 
     def same_processes(self, before: Usage) -> bool:
         return self.cpu.keys() == before.cpu.keys()
@@ -88,6 +65,14 @@ class Usage:
         """Mean resident memory of a worker; servers with a single worker may serve from their first process."""
         sizes = [self.resident.get(pid, 0) for pid in self.workers]
         return sum(sizes) / len(sizes) / 1e6 if sizes else 0.0
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def machine_busy_seconds() -> float:

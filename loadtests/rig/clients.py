@@ -8,17 +8,26 @@ import os
 import time
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Collection, Iterable, Sequence
 
 
-class Client:
-    """One keep-alive HTTP/1.1 connection."""
+class Address(NamedTuple):
+    """Where a server is, and whom to trust there; without that, it speaks plain HTTP."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    port: int
+    host: str = "127.0.0.1"
+    tls: ssl.SSLContext | None = None
+
+
+class Client:
+    """One keep-alive HTTP/1.1 connection, to a port of this machine or to an address."""
+
+    def __init__(self, server: int | Address) -> None:
+        self._at = Address(server) if isinstance(server, int) else server
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -27,9 +36,9 @@ class Client:
     ) -> tuple[int, Any]:
         """Send a request and return the status and the decoded JSON. Raises OSError or IncompleteReadError."""
         if self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+            self._reader, self._writer = await asyncio.open_connection(self._at.host, self._at.port, ssl=self._at.tls)
         assert self._reader is not None
-        lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {self._at.host}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         if body or method == "PUT":
             lines.append(f"Content-Length: {len(body)}")
@@ -118,7 +127,7 @@ class History:
 
 
 async def hammer(
-    port: int,
+    server: int | Address,
     clients: int,
     claims: Iterable[int],
     path: str | Sequence[str] = "/counters/default",
@@ -140,7 +149,7 @@ async def hammer(
     work = zip(claims, cycle([path] if isinstance(path, str) else path), strict=False)
 
     async def run(number: int) -> None:
-        client = Client(port)
+        client = Client(server)
         for index, (n, target) in enumerate(work):
             counter = target.removeprefix("/counters/").strip("/") or "default"
             key = f"{number}-{index}-{os.urandom(8).hex()}" if keys else None

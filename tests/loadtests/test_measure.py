@@ -17,11 +17,14 @@ from typing import Any
 import psutil
 import pytest
 
-from loadtests import tools
+from loadtests import report, tools
 from loadtests.contenders import UNLIMITED, Contender
 from loadtests.design import Options, Pair, plan
 from loadtests.measure import Lab, on_signals, unexpected
+from loadtests.running import Running
 from loadtests.tools import Outcome
+
+needs_ab = pytest.mark.skipif(shutil.which("ab") is None, reason="ab is not installed")
 
 
 def options(*names: Any, **changes: Any) -> Any:
@@ -79,6 +82,37 @@ def test_each_factor_is_explored_with_the_others_at_their_base() -> None:
 def test_workers_that_count_for_themselves_and_peers_have_no_named_counters() -> None:
     _, pairs = plan(options("granian+redis", "granian+memory", "fastapi+uvicorn", counters=(1, 100)))
     assert all(pair.counters == 1 for pair in pairs)
+
+
+def test_all_can_be_compared_with_some_others_instead() -> None:
+    named = tuple(map(Contender.parse, ("constant+granian", "fastapi+uvicorn")))
+    up, pairs = plan(options("granian+redis", "granian+memory", against=named, workers=(2, 16), varied=4))
+    ours, theirs = ("granian+redis", "granian+memory"), ("constant+granian", "fastapi+uvicorn")
+    expected = [(f"{one} x2", f"{other} x2") for other in theirs for one in ours]
+    assert [(pair.ours, pair.theirs) for pair in pairs[1:5]] == expected
+    assert [pair.primary for pair in pairs] == [False, True, True, True, False, *[False] * 4]
+    assert {(pair.ours, pair.theirs) for pair in pairs[5:]} == {(f"{a} x16", f"{b} x16") for b in theirs for a in ours}
+    assert set(up) == {f"{name} x{n}" for name in (*ours, *theirs) for n in (2, 16)} | {"granian+redis x2 again"}
+
+
+@needs_ab
+def test_a_service_on_another_machine_is_a_contender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Running(Contender.parse("granian+redis[tls]"), 5) as there:
+        asked = options(there.url, tool="ab", requests=100, slices=2, limit=10)
+        monkeypatch.setenv("PYTHONRICING_ADMIN_TOKEN", there.token)
+        found = Lab(asked, Quiet()).run()
+        assert there.alive
+        assert there.read("default")["limit"] == UNLIMITED
+    assert found.errors == []
+    assert {run["key"] for run in found.runs} == {there.url, f"{there.url} again"}
+    assert all(run["requests"] == 100 and run["cpu_us"] is None for run in found.runs)
+    assert found.audits[there.url]["verdict"] == "exact"
+    found.options["command"] = "python -m loadtests compare --target …"
+    report.write(found, tmp_path)
+    assert there.url in (tmp_path / "report.md").read_text()
+    assert "it can't be reached" in Lab(asked, Quiet()).run().errors[0]
+    monkeypatch.delenv("PYTHONRICING_ADMIN_TOKEN")
+    assert "its admin token is needed in PYTHONRICING_ADMIN_TOKEN" in Lab(asked, Quiet()).run().errors[0]
 
 
 def test_the_scenario_decides_the_limit() -> None:
@@ -186,8 +220,6 @@ def results(tmp_path: Path) -> Any:
 
 SHORT = ("--tool", "ab", "--requests", "200", "--slices", "2", "--workers", "1", "--placement", "free")
 
-needs_ab = pytest.mark.skipif(shutil.which("ab") is None, reason="ab is not installed")
-
 
 @needs_ab
 def test_a_contender_that_does_not_start_is_named_and_the_others_go_on(tmp_path: Path) -> None:
@@ -210,7 +242,9 @@ def test_a_contender_that_dies_is_named_and_the_others_go_on() -> None:
     class KillsOne(Lab):
         def start(self, contenders: dict[str, Contender]) -> None:
             super().start(contenders)
-            os.kill(self.up["constant+uvicorn x1"].pid, signal.SIGKILL)
+            running = self.up["constant+uvicorn x1"]
+            assert isinstance(running, Running)
+            os.kill(running.pid, signal.SIGKILL)
 
     asked = options("constant+granian", "constant+uvicorn", tool="ab", workers=(1,), requests=100, slices=4)
     found = KillsOne(asked, Quiet()).run()

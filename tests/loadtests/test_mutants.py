@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from loadtests.__main__ import main
-from loadtests.contenders import APPS, PEERS, UNLIMITED, App, Contender, Running
+from loadtests.contenders import APPS, PEERS, UNLIMITED, App, Contender
+from loadtests.running import Running
 from loadtests.tools import TOOLS
 from tests.loadtests.mutants import MUTANTS
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtests.contenders import UNLIMITED, Contender, Running
+from loadtests.contenders import UNLIMITED, Contender
 from loadtests.latencies import Latencies
 from loadtests.open_model.generator import Asked, Generator
 from loadtests.open_model.outcome import judged
 from loadtests.open_model.schedule import schedule
 from loadtests.placement import tree
+from loadtests.running import Running
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

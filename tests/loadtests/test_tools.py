@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests import tools
-from loadtests.contenders import UNLIMITED, Contender, Running
+from loadtests.contenders import UNLIMITED, Contender
+from loadtests.running import Running
 from loadtests.tools import TOOLS, Load, ToolError
 
 if TYPE_CHECKING:
