@@ -6,6 +6,8 @@ explains whatever it can explain. What the store's data lost, and nobody who spo
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from pythonricing.counting.lease import LEASE_SECONDS
@@ -58,9 +60,11 @@ class Owners:
     def __init__(self, scene: Scene) -> None:
         self._history = history = scene.history
         self._lost_at = scene.observer.lost_at
-        self._grants: dict[str, list[Grant]] = {}
+        #: By counter and number.
+        self._grants: dict[tuple[str, int], list[Grant]] = {}
         for grant in history.grants:
-            self._grants.setdefault(grant.name, []).append(grant)
+            for number in range(grant.low, grant.high + 1):
+                self._grants.setdefault((grant.name, number), []).append(grant)
         #: By counter and era.
         self._owned: dict[tuple[str, int], list[tuple[Title, Grant]]] = {}
         self._first_use: dict[tuple[str, str], float] = {}
@@ -77,7 +81,7 @@ class Owners:
             self._history.object("an answer names what was claimed", op.name, str(op))
         owner = f"{op.actor} at {op.start:.6f}" if op.key is None else f"key {op.key}"
         for low, high in runs:
-            grants = [grant for grant in self._grants.get(op.name, ()) if self._fits(grant, op, low, high)]
+            grants = [grant for grant in self._grants.get((op.name, low), ()) if self._fits(grant, op, high)]
             title = Title(owner, low, high, grants)
             if not grants:
                 self._history.object("numbers come from the store, for this claim", op.name, str(op))
@@ -85,10 +89,10 @@ class Owners:
                 taken = next((other.owner for by in grants for other, _ in self._others(title, by)), "somebody else")
                 self._history.object("no number has two owners", op.name, f"{op}, owned by {taken}")
 
-    def _fits(self, grant: Grant, op: Operation, low: int, high: int) -> bool:
-        """Whether numbers can have been given to a claim by this grant."""
+    def _fits(self, grant: Grant, op: Operation, high: int) -> bool:
+        """Whether numbers up to `high` can have been given to a claim by this grant, which has the first of them."""
         assert op.end is not None
-        if not (grant.low <= low and high <= grant.high and grant.time <= op.end):
+        if not (high <= grant.high and grant.time <= op.end):
             return False
         if not grant.lent:
             began = op.start if op.key is None else self._first_use[op.name, op.key]
@@ -106,11 +110,11 @@ class Owners:
 
     def _place(self, title: Title, moving: tuple[Title, ...]) -> bool:
         """Find a grant for numbers, if need be by finding another one for those who were thought to have its."""
-        before = {era: list(owned) for era, owned in self._owned.items()}
         for grant in title.grants:
             others = self._others(title, grant)
             if any(other in moving for other, _ in others):
                 continue
+            before = {era: list(owned) for era, owned in self._owned.items()} if others else {}
             owned = self._owned.setdefault((grant.name, grant.era), [])
             for held in others:
                 owned.remove(held)
@@ -183,12 +187,10 @@ def _room(state: State, size: int, out: int) -> bool:
 def _states(scene: Scene, name: str, began: float, ended: float) -> list[tuple[float, State]]:
     """What a counter was in the store at some time from `began` to `ended`, and until when."""
     line = scene.observer.timeline.get(name, [])
-    found = []
-    for index, (at, state) in enumerate(line):
-        until = line[index + 1][0] if index + 1 < len(line) else float("inf")
-        if at <= ended and until >= began:
-            found.append((until, state))
-    return found
+    first = max(0, bisect_left(line, began, key=itemgetter(0)) - 1)
+    after = bisect_right(line, ended, key=itemgetter(0))
+    untils = [at for at, _ in line[first + 1 : after + 1]] + [float("inf")]
+    return [(until, state) for until, (_, state) in zip(untils, line[first:after], strict=False)]
 
 
 def _judge_patience(scene: Scene, op: Operation) -> None:
@@ -232,6 +234,23 @@ def _judge_keys(scene: Scene) -> None:
             history.object("one key, one admission", op.name, f"{op}, but first {before}")
 
 
+class Latest:
+    """When each number of a worker was last heard of."""
+
+    def __init__(self) -> None:
+        self._at: dict[tuple[str, str], dict[int, float]] = {}
+
+    def add(self, whose: tuple[str, str], low: int, high: int, at: float) -> None:
+        heard = self._at.setdefault(whose, {})
+        for number in range(low, high + 1):
+            heard[number] = max(at, heard.get(number, at))
+
+    def missing(self, grant: Grant) -> set[int]:
+        """Those of a grant that nothing was heard of since."""
+        heard = self._at.get((grant.worker, grant.name), {})
+        return {number for number in range(grant.low, grant.high + 1) if heard.get(number, -1.0) < grant.time}
+
+
 def _judge_books(scene: Scene) -> None:
     """Each number that was given has an owner, or a line that says what became of it.
 
@@ -239,17 +258,19 @@ def _judge_books(scene: Scene) -> None:
     from being executed) before the worker had an answer.
     """
     history, observer = scene.history, scene.observer
+    told, returned = Latest(), Latest()
+    for book in (history.settled, history.orphaned):
+        for whose, lines in book.items():
+            for at, count, size in lines:
+                told.add(whose, count - size + 1, count, at)
+    for whose, lines in history.returned.items():
+        for at, low, high in lines:
+            returned.add(whose, low, high, at)
     for grant in history.grants:
         whose = (grant.worker, grant.name)
-        told = [*history.settled.get(whose, ()), *history.orphaned.get(whose, ())]
-        covered = set[int]()
-        for at, count, size in told:
-            if at >= grant.time:
-                covered.update(range(count - size + 1, count + 1))
-        for at, low, high in history.returned.get(whose, ()):
-            if grant.lent and at >= grant.time:
-                covered.update(range(low, high + 1))
-        missing = [number for number in range(grant.low, grant.high + 1) if number not in covered]
+        missing = told.missing(grant)
+        if grant.lent and missing:
+            missing &= returned.missing(grant)
         if not missing:
             continue
         answered = min((at for at in observer.verdicts.get(whose, ()) if at >= grant.time), default=float("inf"))
@@ -263,7 +284,9 @@ def _judge_books(scene: Scene) -> None:
             continue  # the journal is told only the last of several runs
         if grant.lent and _spent(scene, grant):
             continue
-        history.object("the books balance", grant.name, f"nothing says what became of {missing[:20]} of {grant}")
+        history.object(
+            "the books balance", grant.name, f"nothing says what became of {sorted(missing)[:20]} of {grant}"
+        )
 
 
 def _spent(scene: Scene, grant: Grant) -> bool:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
-_Call = tuple[asyncio.Handle, Context, "Callable[..., Any]", tuple[Any, ...]]
-
 
 #: Steps after which a history is given up: the longest take half of them.
 MAX_STEPS = 2_000_000
@@ -30,6 +28,36 @@ class Endless(Exception):
     """A world in which things go on and on."""
 
 
+class Handle:
+    """A callback that is to run: what asyncio's Handle and TimerHandle are to whoever gets one, in half the time."""
+
+    __slots__ = ("_cancelled", "_when", "args", "callback", "context", "process")
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: Context,
+        process: Process,
+        when: float = 0.0,
+    ) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.process = process
+        self._when = when
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def when(self) -> float:
+        return self._when
+
+
 class Process:
     """Something that runs by itself: it can be paused, and killed at any moment."""
 
@@ -37,7 +65,7 @@ class Process:
         self.name = name
         self.alive = True
         self.paused = False
-        self.ready: deque[_Call] = deque()
+        self.ready: deque[Handle] = deque()
         self.queued = False  # whether the world knows that it has something to do
         #: Kept until the end of the world: a killed process's coroutines must not run their `finally`.
         self.tasks: list[asyncio.Task[Any]] = []
@@ -83,7 +111,7 @@ class World(asyncio.AbstractEventLoop):
         self.errors: list[str] = []
         self.steps = 0
         self._now = 0.0
-        self._timers: list[tuple[float, float, int, asyncio.TimerHandle, Process, _Call]] = []
+        self._timers: list[tuple[float, float, int, Handle]] = []
         self._timer_number = 0
         self._runnable: list[Process] = []
         self._closed = False
@@ -120,13 +148,13 @@ class World(asyncio.AbstractEventLoop):
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
+    ) -> Handle:
         if context is None:
             context = copy_context()
         process = context.get(PROCESS, self.outside)
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = Handle(callback, args, context, process)
         if process.alive and not self._closed:
-            process.ready.append((handle, context, callback, args))
+            process.ready.append(handle)
             self.wake(process)
         return handle
 
@@ -134,25 +162,20 @@ class World(asyncio.AbstractEventLoop):
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> Handle:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> Handle:
         if context is None:
             context = copy_context()
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = Handle(callback, args, context, context.get(PROCESS, self.outside), when)
         if not self._closed:
             self._timer_number += 1
-            process = context.get(PROCESS, self.outside)
             # Timers of one moment come in an order that is drawn.
-            call = (timer, context, callback, args)
-            heapq.heappush(self._timers, (when, self.random.random(), self._timer_number, timer, process, call))
+            heapq.heappush(self._timers, (when, self.random.random(), self._timer_number, timer))
         return timer
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Asked for by TimerHandle.cancel; a cancelled timer is passed over when it is due."""
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if not self._closed and "never retrieved" not in context.get("message", ""):
@@ -206,12 +229,12 @@ class World(asyncio.AbstractEventLoop):
             process = runnable[place]
             ready = process.ready
             if ready and not process.paused:
-                handle, context, callback, args = ready.popleft()
+                handle = ready.popleft()
                 if not handle.cancelled():
                     try:
-                        context.run(callback, *args)
+                        handle.context.run(handle.callback, *handle.args)
                     except Exception as error:
-                        self.errors.append(f"{process.name}: {callback}: {error!r}")
+                        self.errors.append(f"{process.name}: {handle.callback}: {error!r}")
             if not ready or process.paused:
                 process.queued = False
                 runnable[place] = runnable[-1]
@@ -226,7 +249,8 @@ class World(asyncio.AbstractEventLoop):
             raise RuntimeError("the world stands still: nothing is left to happen")
         self._now = max(self._now, timers[0][0])
         while timers and timers[0][0] <= self._now:
-            _, _, _, timer, process, call = heapq.heappop(timers)
+            _, _, _, timer = heapq.heappop(timers)
+            process = timer.process
             if process.alive and not timer.cancelled():
-                process.ready.append(call)
+                process.ready.append(timer)
                 self.wake(process)
