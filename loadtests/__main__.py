@@ -282,15 +282,22 @@ def _publish(results: Results, folder: Path) -> None:
     if results.errors or results.interrupted or not results.runs:
         raise click.ClickException("not published: the comparison is not complete")
     docs = ROOT / "docs"
-    name = (
-        "open" if results.options.get("open") else "headline" if results.options["scenario"] == "sale" else "capacity"
-    )
+    page, name = place(results)
     try:
-        publish(docs / "benchmarks.md", report.as_page(results), name)
+        publish(docs / page, report.as_page(results), name)
     except PublishError as error:
         raise click.ClickException(str(error)) from None
-    for plot in () if name == "headline" else folder.glob("*.svg"):
+    for plot in folder.glob("*.svg") if name in ("open", "capacity") else ():
         shutil.copy(plot, docs / plot.name)
+
+
+def place(results: Results) -> tuple[str, str]:
+    """The page that a comparison's figures are for, and the name of their markers there."""
+    if results.options.get("open"):
+        return "benchmarks.md", "open"
+    if results.options["contenders"][0]["app"] == "library":
+        return "library.md", "library"
+    return "benchmarks.md", "headline" if results.options["scenario"] == "sale" else "capacity"
 
 
 def _print_summary(console: Console, results: Results) -> None:

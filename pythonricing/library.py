@@ -74,7 +74,9 @@ class OpenCounters:
     async def claim(self, name: str, n: int = 1, *, key: str | None = None) -> Answer:
         """Claim n of a counter's numbers, all or nothing.
 
-        An admitted claim owns the numbers `request_count - n + 1` to `request_count`; a refused one is an answer too.
+        An admitted claim owns the numbers `request_count - n + 1` to `request_count`. Near the limit only scattered
+        ones may be left: then it owns the runs in the answer's `numbers`, each its first and its last number. A refused
+        one is an answer too.
         The same `key` (1 to 255 visible ASCII characters, for one claim only) gets the first answer again: an admission
         for 24 hours, a refusal for a minute.
 

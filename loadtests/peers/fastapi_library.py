@@ -38,7 +38,7 @@ async def claim() -> Any:
 @app.get("/counters/default")
 async def read() -> Any:
     counter = await counters.read("default")
-    return {"count": counter.count, "limit": counter.limit}
+    return {"count": counter.count, "limit": counter.limit, "leased": counter.leased}
 
 
 @app.delete("/counters/default")

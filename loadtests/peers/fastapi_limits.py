@@ -17,7 +17,9 @@ LIMIT = int(os.environ["PEER_LIMIT"])
 
 app = FastAPI()
 item = RateLimitItemPerYear(LIMIT, 100)
-limiter = FixedWindowRateLimiter(RedisStorage("async+" + os.environ["PEER_STORE"], implementation="redispy"))
+# Connections: 100 by default, and a 500 beyond.
+storage = RedisStorage("async+" + os.environ["PEER_STORE"], implementation="redispy", max_connections=1024)
+limiter = FixedWindowRateLimiter(storage)
 
 
 async def _count() -> int:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests import report, self_test, verdicts
-from loadtests.contenders import Contender
+from loadtests.__main__ import place
+from loadtests.contenders import ROOT, Contender
 from loadtests.design import Options, plan
 from loadtests.measure import Results
+from loadtests.publish import markers
 from tests.loadtests.browser import chromium
 
 if TYPE_CHECKING:
@@ -186,6 +188,15 @@ def test_a_comparison_for_a_page_says_its_command_and_has_headings_below_the_pag
     assert text.startswith("### `python -m loadtests compare --publish`\n")
     assert "Machine: Example CPU" in text
     assert {line.split(" ")[0] for line in text.splitlines() if line.startswith("#")} == {"###"}
+
+
+def test_figures_go_to_the_page_that_they_are_about(results: Results) -> None:
+    results.options["contenders"] = [{"app": "service"}]
+    assert place(results) == ("benchmarks.md", "capacity")
+    results.options["contenders"] = [{"app": "library"}]
+    assert place(results) == ("library.md", "library")
+    for page, name in (("benchmarks.md", "capacity"), ("benchmarks.md", "open"), place(results)):
+        assert all(marker in (ROOT / "docs" / page).read_text() for marker in markers(name))
 
 
 def test_nothing_measured_still_makes_a_report(tmp_path: Path) -> None:
