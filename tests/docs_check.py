@@ -83,12 +83,12 @@ def targets(page: Path, text: str) -> Iterator[str]:
 
 def commands(page: Path, text: str) -> Iterator[str]:
     for line in lines(text):
-        for program, words in _calls(line):
+        for program, words in calls(line):
             yield from _unknown(program, words)
 
 
-def _calls(line: str) -> Iterator[tuple[str, list[str]]]:
-    """The known programs that a line calls, each with its words."""
+def calls(line: str) -> Iterator[tuple[str, list[str]]]:
+    """The known programs that a line calls, each with its words; `make` as what a target makes of its ARGS."""
     try:
         words = shlex.split(line, comments=True)
     except ValueError:  # prose in backquotes
@@ -101,13 +101,23 @@ def _calls(line: str) -> Iterator[tuple[str, list[str]]]:
         while call and re.match(r"[A-Z_]+=", call[0]):
             call.pop(0)
         if call:
-            name, *rest = call
+            name, *rest = _made(call)
             if name.endswith("python") and rest[:1] == ["-m"] and len(rest) > 1:
                 name, *rest = rest[1:]
             name = name.removeprefix(".venv/bin/")
             if name in PROGRAMS:
                 yield name, rest
         call = []
+
+
+def _made(call: list[str]) -> list[str]:
+    """The words of the last command of a make target that takes ARGS, or else the same words."""
+    if call[0] == "make" and len(call) > 1 and call[-1].startswith("ARGS="):
+        recipe = re.search(rf"^{call[1]}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        words = recipe[1].splitlines()[-1].strip("\t@").replace("$(BIN)", ".venv/bin").split() if recipe else []
+        if words[-1:] == ["$(ARGS)"]:
+            return [*words[:-1], *shlex.split(call[-1].removeprefix("ARGS="))]
+    return call
 
 
 def _unknown(program: str, words: list[str]) -> Iterator[str]:
@@ -125,6 +135,18 @@ def _unknown(program: str, words: list[str]) -> Iterator[str]:
         option = word.partition("=")[0]
         if option.startswith("--") and option not in known:
             yield f"`{program}` has no option {option}"
+
+
+def wrong(program: str, words: list[str]) -> Iterator[str]:
+    """What the program would say of these words, values too, before it does anything."""
+    module, _, attribute = PROGRAMS[program].partition(":")
+    command: click.Command = getattr(import_module(module), attribute)
+    if isinstance(command, click.Group):
+        command, words = command.commands[words[0]], words[1:]
+    try:
+        command.make_context(program, list(words))
+    except click.ClickException as error:
+        yield error.format_message()
 
 
 def modules(page: Path, text: str) -> Iterator[str]:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import pytest
 
 from pythonricing import __version__
-from tests.docs_check import ROOT, blocks, pages, problems
+from tests.docs_check import ROOT, pages, problems
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.seeds import NOTICED_AT
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from loadtests.rig.redis import RedisServer
-    from loadtests.rig.service import Service
 
 PROMISES = re.findall(r"^## (\d+\. .*?)$(.*?)(?=^## |\Z)", (ROOT / "docs/promises.md").read_text(), re.M | re.S)
 
@@ -96,60 +86,6 @@ def test_the_readme_has_every_promise() -> None:
     assert [title.partition(".")[0] for title, _ in PROMISES] == [str(i + 1) for i in range(len(PROMISES))]
     front = (ROOT / "README.md").read_text().partition("## What it promises")[2].partition("\n## ")[0]
     assert len(re.findall(r"^- ", front, re.M)) == len(PROMISES)
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
-def test_the_commands_of_a_page_do_what_it_shows(
-    page: str, redis_server: Callable[..., RedisServer], service: Callable[..., Service]
-) -> None:
-    store = redis_server().url
-    running = service(store, wait_for="/readyz", admin_token="s3cret")
-    ran = 0
-    for line in (line for block in blocks((ROOT / page).read_text()) for line in block.splitlines()):
-        if line.startswith("curl "):
-            _curl(line, running)
-        elif line.startswith(".venv/bin/pythonricing reset"):
-            _program(line, store)
-        else:
-            continue
-        ran += 1
-    assert ran >= 3
-
-
-def _curl(line: str, running: Service) -> None:
-    """Ask as curl would, and see what the line's comment says: a status and, after it, the JSON."""
-    command, _, shown = line.partition("  # ")
-    words = shlex.split(command)[1:]
-    method, body, headers, url = "", b"", {}, ""
-    while words:
-        match words.pop(0):
-            case "-i":
-                pass
-            case "-X":
-                method = words.pop(0)
-            case "-d":
-                body = words.pop(0).encode()
-            case "-H":
-                name, _, value = words.pop(0).partition(": ")
-                headers[name] = value
-            case url:
-                assert url.startswith("http://127.0.0.1:8080/")
-    status, _, expected = shown.strip().partition(" ")
-    parts = urlsplit(url)
-    path = parts.path + ("?" + parts.query if parts.query else "")
-    answer = running.get(path, method or "GET", body, **headers)
-    assert answer[0] == int(status), line
-    if expected:
-        assert answer[1] == json.loads(expected), line
-
-
-def _program(line: str, store: str) -> None:
-    """Run the command, and see that it prints what the line's comment says."""
-    command, _, shown = line.partition("  # ")
-    words = shlex.split(command.replace(".venv/bin/", f"{Path(sys.executable).parent}/"))
-    environment = os.environ | {"PYTHONRICING_STORE": store, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == shown.strip()
 
 
 def test_the_version_is_said_once() -> None:

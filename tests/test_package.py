@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from loadtests.rig.service import ROOT, environment
 from loadtests.rig.waiting import PATIENCE, wait_until
@@ -94,6 +96,29 @@ def test_the_archives_hold_what_is_run_and_nothing_else(built: Path) -> None:
         tops = {name.split("/")[1] for name in source.getnames()}
     assert {"pythonricing", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "hatch_build.py"} <= tops
     assert not {"tests", "loadtests", "deploy", "docs"} & tops
+
+
+def test_the_workflow_audits_all_that_is_shipped(tools: Path, tmp_path: Path) -> None:
+    """As far as its service isn't asked: pip-audit reads every lock but that of the tests."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    words = shlex.split(workflow["jobs"]["audit"]["steps"][-1]["run"])
+    assert words[:2] == ["pipx", "run"]
+    assert "--strict" in words  # what its service doesn't know would pass
+    shipped = {f"requirements/{lock.name}" for lock in (ROOT / "requirements").glob("*.lock")} - {
+        "requirements/dev.lock"
+    }
+    assert {word for word in words if word.endswith(".lock")} == shipped
+    done = subprocess.run(
+        [tools / "pipx", *words[1:], "--dry-run", "--progress-spinner", "off"],
+        cwd=ROOT,
+        env=environment({}) | {"PIPX_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (packages,) = re.findall(r"would have audited (\d+) packages", done.stderr)
+    assert int(packages) > 20
 
 
 @pytest.mark.parametrize("tool", ["pipx", "uv"])

@@ -11,7 +11,7 @@ class Failure(click.ClickException):
     """Something that the user must see to; exit status 2, or 1 for what ended a running service."""
 
     def __init__(self, message: str, status: int = 2) -> None:
-        super().__init__(message)
+        super().__init__(" ".join(message.splitlines()))  # a driver's may be several
         self.exit_code = status  # type: ignore[misc]
 
     def show(self, file: IO[Any] | None = None) -> None:
