@@ -260,7 +260,7 @@ class Lab:
             running.place(placement.server, placement.store)
             self._placed[key] = placement.name
         counters = named(pair.counters)
-        readings = _settled(running, counters)
+        readings = _sum(running, counters)
         load = Load(pair.connections, self.options.requests, self.options.seconds, pair.counters)
         meter = Meter(running)
         outcome = tools.run(TOOLS[self.options.tool], running.url, load, prefix=placement.prefix())
@@ -321,15 +321,6 @@ def affinities(running: Running | Elsewhere) -> dict[str, str]:
         return {"server_affinity": "", "store_affinity": ""}
     store = running.store
     return {"server_affinity": affinity(running.pid), "store_affinity": affinity(store.pids[0]) if store else ""}
-
-
-def _settled(running: Running, counters: list[str]) -> int | None:
-    """The same once no numbers are out on leases: they would count, and be given back later."""
-    deadline = time.monotonic() + SETTLED
-    if running.contender.exact:
-        while any((running.read(name) or {}).get("leased") for name in counters) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    return _sum(running, counters)
 
 
 def outcome_figures(outcome: Outcome) -> dict[str, Any]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from loadtests.rig.redis import RedisServer
 
 HERE = "tests/test_shell.py::"
+TYPED = f"{HERE}test_what_takes_minutes_can_be_typed"
 #: Which test runs each block of each page.
 RUN_BY = {
     "README.md": [f"{HERE}test_the_first_minutes_are_as_the_pages_show_them"] * 3,
@@ -35,8 +36,8 @@ RUN_BY = {
     "docs/clients.md": ["tests/web/test_clients.py::test_a_client_in_python_works"],
     "docs/containers.md": [f"{HERE}test_what_needs_containers_or_a_cluster_can_be_typed"] * 4,
     "docs/kubernetes.md": [f"{HERE}test_what_needs_containers_or_a_cluster_can_be_typed"],
-    "docs/library.md": [f"{HERE}test_what_takes_minutes_can_be_typed"],
-    "docs/load-lab.md": [f"{HERE}test_the_open_model_asks_any_server"],
+    "docs/library.md": [TYPED],
+    "docs/load-lab.md": [TYPED, f"{HERE}test_the_open_model_asks_any_server", TYPED],
     "docs/observing.md": [
         f"{HERE}test_the_count_advances_in_jq_at_a_terminal",
         f"{HERE}test_the_first_minutes_are_as_the_pages_show_them",
@@ -52,7 +53,7 @@ RUN_BY = {
     "docs/stores-postgresql.md": [
         f"{HERE}test_a_store_of_somebodys_own_is_asked_for",
         f"{HERE}test_an_administrator_installs_the_schema",
-        f"{HERE}test_what_takes_minutes_can_be_typed",
+        TYPED,
     ],
     "docs/stores-redis.md": [f"{HERE}test_the_stores_of_several_machines_are_understood"],
 }
@@ -157,12 +158,13 @@ def test_the_stores_of_several_machines_are_understood(checkout: Checkout) -> No
         create_store(settings.store, settings.store_timeout, settings.store_replicas, settings.on_loss)
 
 
-@pytest.mark.parametrize("page", ["docs/library.md", "docs/stores-postgresql.md"])
-def test_what_takes_minutes_can_be_typed(page: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "block"), [(page, at) for page, by in RUN_BY.items() for at, name in enumerate(by) if name == TYPED]
+)
+def test_what_takes_minutes_can_be_typed(page: str, block: int) -> None:
     """Programs, options and their values, that is: `make compare ARGS=…` as what the Makefile makes of it."""
-    lines = blocks(page)[-1]
-    asked = [call for line in lines for call in calls(line)]
-    assert [program for program, _ in asked] == ["loadtests"]
+    asked = [call for line in blocks(page)[block] for call in calls(COMMENT.split(line)[0])]
+    assert asked
     assert [line for program, words in asked for line in wrong(program, words)] == []
 
 

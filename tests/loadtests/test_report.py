@@ -8,10 +8,11 @@ import pytest
 
 from loadtests import report, self_test, verdicts
 from loadtests.__main__ import place
-from loadtests.contenders import ROOT, Contender
+from loadtests.contenders import Contender
 from loadtests.design import Options, plan
 from loadtests.measure import Results
 from loadtests.publish import markers
+from loadtests.rig.service import ROOT
 from tests.loadtests.browser import chromium
 
 if TYPE_CHECKING:
