@@ -51,6 +51,13 @@ MUTANTS = {
     "receipt of a later batch ignored": Mutant(
         store.CLAIM, "elseif tonumber(last) > sequence then", "elseif false then"
     ),
+    "receipt of an ordinary batch not checked": Mutant(
+        store.CLAIM, "and (not receipt or tonumber(string.match(receipt, '^%d+')) < tonumber(ARGV[11]))", ""
+    ),
+    "ordinary batch on less than was seen": Mutant(
+        store.CLAIM, "and before >= tonumber(ARGV[3]) and tonumber(moved) >= tonumber(ARGV[7])", ""
+    ),
+    "ordinary batch on a lost counter": Mutant(store.CLAIM, "not (stored[7] or", "not ("),
     "composition of a receipt ignored": Mutant(
         (Lane, "_send"), "return compositions[verdict.attempt], verdict", "return compositions[-1], verdict"
     ),

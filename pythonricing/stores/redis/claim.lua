@@ -22,7 +22,6 @@
 
 local sequence = tonumber(ARGV[11])
 if sequence > 0 then
-  local receipt = redis.call('GET', KEYS[2])
   if receipt then
     local last, reply = string.match(receipt, '^(%d+) (.*)$')
     if tonumber(last) == sequence then

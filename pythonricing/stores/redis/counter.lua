@@ -1,4 +1,4 @@
--- What all scripts begin with, after their name in `script`: a counter as it is stored, held against what the worker
+-- What all scripts begin with, after their name in `script` and, for a claim, quick.lua: a counter as it is stored, held against what the worker
 -- has seen of it. A translation of counting/rules.py; docs/protocol.md says why.
 --
 -- KEYS[1]    the counter, a hash: count (the highest number issued), limit, most (the largest claim, 0: no bound), epoch
@@ -75,8 +75,8 @@ local function sorted(runs)
   return apart
 end
 
-local stored = redis.call('HMGET', KEYS[1], 'count', 'limit', 'most', 'epoch', 'revision', 'base', 'lost', 'deleted',
-  'origin', 'moved', 'free', 'lease:' .. (ARGV[10] or ''))
+stored = stored or redis.call('HMGET', KEYS[1], 'count', 'limit', 'most', 'epoch', 'revision', 'base', 'lost', 'deleted',
+  'origin', 'moved', 'free', 'lease:' .. (ARGV[10] or '')) -- as in quick.lua
 local issued, limit, most, epoch = tonumber(stored[1]), tonumber(stored[2]), tonumber(stored[3]), tonumber(stored[4])
 local revision, base, lost, deleted = tonumber(stored[5]), tonumber(stored[6]), stored[7], stored[8]
 local moved, free = tonumber(stored[10]) or 0, {}

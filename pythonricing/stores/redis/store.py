@@ -55,16 +55,17 @@ INDEX_SECONDS = 60.0
 
 
 class Script:
-    """A Lua script, which begins with its name and what all have in common, called by its SHA-1 digest."""
+    """A Lua script: its name, which its parts go by, and the parts that it is made of; called by its SHA-1 digest."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *parts: str) -> None:
         folder = resources.files(__package__)
-        common, own = (folder.joinpath(f"{part}.lua").read_bytes() for part in ("counter", name))
-        self.source = f"local script = '{name}'\n".encode() + common + own
+        texts = [folder.joinpath(f"{part}.lua").read_bytes() for part in (*parts, name)]
+        self.source = f"local script, stored, receipt = '{name}'\n".encode() + b"".join(texts)
         self.digest = hashlib.sha1(self.source).hexdigest()
 
 
-CLAIM, PUT, DELETE, CLOCK = (Script(name) for name in ("claim", "put", "delete", "clock"))
+CLAIM = Script("claim", "quick", "counter")
+PUT, DELETE, CLOCK = (Script(name, "counter") for name in ("put", "delete", "clock"))
 SOURCES: dict[object, bytes] = {script.digest: script.source for script in (CLAIM, PUT, DELETE, CLOCK)}
 
 
