@@ -41,7 +41,7 @@ class Ghost(NamedTuple):
     `era` is the last reset or deletion, `change` the last change by an operator, both by their order of execution;
     `high` the highest number of the era; `limit` what the last change made it, None if that isn't known; `depth` how many
     changes led there: two that were made without knowledge of each other, because the store lost one of them, can't be
-    told apart by a revision; `moved` how many numbers went into free runs or out of them.
+    told apart by a revision; `moved` an epoch of the store and how many numbers went into its free runs or out of them.
     """
 
     era: int = 0
@@ -49,7 +49,7 @@ class Ghost(NamedTuple):
     high: int = 0
     limit: int | None = None
     depth: int = 0
-    moved: int = 0
+    moved: tuple[int, int] = (0, 0)
 
     def merged(self, other: Ghost) -> Ghost:
         """What is known after hearing of `other` too."""
@@ -89,6 +89,11 @@ class State(NamedTuple):
     def taken(self) -> int | None:
         """Its count."""
         return None if self.issued is None else self.issued - total(self.free)
+
+    @property
+    def moves(self) -> tuple[int, int]:
+        """As a Ghost has it."""
+        return self.epoch or 0, self.moved
 
     @property
     def core(self) -> tuple[object, ...]:
@@ -276,7 +281,7 @@ class Observer:
             return known
         high = known.high if mark.era <= known.era else 0
         newer = max(mark, known, key=lambda ghost: ghost.change)
-        moved = known.moved if mark.era <= known.era else 0
+        moved = known.moved if mark.era <= known.era else NOTHING.moved
         return Ghost(max(mark.era, known.era), newer.change, high, newer.limit, max(mark.depth, known.depth), moved)
 
     def _claimed(
@@ -335,12 +340,12 @@ class Observer:
                 name,
                 f"{worker} was given {runs} and lent {lent}, but the limit is {node.limit}",
             )
-        return node._replace(high=max(node.high, after.issued), moved=max(node.moved, after.moved))
+        return node._replace(high=max(node.high, after.issued), moved=max(node.moved, after.moves))
 
     def _judge_worker(self, call: Call, known: Ghost, before: State, after: State) -> None:
         """A worker that knows more than the store has must notice."""
         worker, count = call.known, before.issued or 0
-        fewer = worker.era == known.era and before.moved < worker.moved
+        fewer = worker.era == known.era and before.moves < worker.moved
         if (worker.era >= known.era and count < worker.high) or fewer:
             self._history.object(
                 "a worker admits from less than it has seen",
@@ -408,7 +413,7 @@ class Observer:
                 name,
                 f"{call.worker} has seen {call.known.high}, and the count is {count}",
             )
-        high, moved = max(known.high, count), max(known.moved, after.moved)
+        high, moved = max(known.high, count), max(known.moved, after.moves)
         return known._replace(change=change, high=high, limit=after.limit, depth=known.depth + 1, moved=moved)
 
     def _told(self, call: Call, reply: bytes, node: Ghost) -> Ghost:

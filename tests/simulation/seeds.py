@@ -18,6 +18,7 @@ FAILED_ONCE: tuple[int, ...] = (
     2005000508,
     3000000601,
     3000000847,
+    3100001989,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.
