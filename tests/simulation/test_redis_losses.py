@@ -51,6 +51,21 @@ def test_commands_may_arrive_in_pieces(clock: Clock) -> None:
     assert [session.execute(command) for command in commands] == [b"+OK\r\n", b"$1\r\n1\r\n"]
 
 
+def test_a_value_is_the_same_object_until_somebody_writes_to_its_key(clock: Clock) -> None:
+    server = Server(clock)
+    session = server.connect()
+    ask(session, "HSET", "h", "a", 1)
+    before = server.value(b"h")
+    ask(session, "HGETALL", "h")
+    assert server.value(b"h") is before
+    ask(session, "HSET", "h", "b", 2)
+    assert before == {b"a": b"1"}
+    assert server.value(b"h") == {b"a": b"1", b"b": b"2"}
+    ask(session, "EXPIRE", "h", 5)
+    clock.step(6)
+    assert server.value(b"h") is None
+
+
 def test_a_database_belongs_to_a_connection(clock: Clock) -> None:
     server = Server(clock)
     one, other = server.connect(), server.connect()
