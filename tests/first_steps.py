@@ -33,7 +33,9 @@ class Tmux:
 
     def __init__(self, folder: Path, *names: str) -> None:
         self._socket = str(folder / "tmux")
+        # Without colour, which the page has none of: bars show by their length, and not by it.
         shell = ["env", "-i", f"HOME={folder}", "PS1=$ ", "TERM=screen-256color", "LANG=C.UTF-8", "PATH=/usr/bin:/bin"]
+        shell.append("NO_COLOR=1")
         self._home = str(folder)
         for name in names:
             size = ["-x", "100", "-y", "40"]

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands={**COMMANDS, "doctor": doctor})
 @click.version_option(package_name="pythonricing")
-def main() -> None:
+@click.pass_context
+def main(context: Context) -> None:
     """A counter service that admits exactly N requests."""
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
 
 class WithSettings(click.Command):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -135,12 +137,17 @@ def table(counters: Sequence[Counter]) -> str:
     for view in map(CounterView.of, counters):
         state = "LOST" if view.lost else "halted" if view.halted else ""
         rows.append((view.name, f"{view.count:,}", f"{view.limit:,}", f"{view.remaining:,}", state))
-    first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
-    colours = {"LOST": "red", "halted": "yellow"}
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sys.stdout.isatty() and sum(widths) + 2 * (len(widths) - 1) > shutil.get_terminal_size().columns:
+        # Names stay whole, as in `watch`.
+        told = ((name, f"{count} of {limit}, {left} left", state) for name, count, limit, left, state in rows[1:])
+        return "\n".join(f"{name}\n  {numbers}{_styled(state, ', ')}" for name, numbers, state in told)
     lines = []
     for name, *numbers, state in rows:
-        cells = [name.ljust(first), *(number.rjust(width) for number, width in zip(numbers, rest, strict=False))]
-        if state:
-            cells.append(click.style(state, fg=colours.get(state), bold=True))
-        lines.append("  ".join(cells))
+        cells = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=False))
+        lines.append("  ".join([name.ljust(widths[0]), *cells]) + _styled(state, "  "))
     return "\n".join(lines)
+
+
+def _styled(state: str, before: str) -> str:
+    return before + click.style(state, fg={"LOST": "red", "halted": "yellow"}[state], bold=True) if state else ""

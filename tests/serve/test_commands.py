@@ -135,6 +135,35 @@ def test_on_a_terminal_what_needs_attention_is_in_colour(empty_valkey: RedisServ
         assert terminal.plain.splitlines()[0].split() == ["COUNTER", "COUNT", "LIMIT", "LEFT"]
 
 
+@pytest.mark.parametrize(("columns", "lines"), [(200, 3), (80, 4), (40, 4)])
+def test_on_a_narrow_terminal_names_and_numbers_stay_whole(
+    columns: int, lines: int, empty_valkey: RedisServer, tmp_path: Path
+) -> None:
+    largest = "n" * 64
+    run("set", "seats", "--limit", "0", home=tmp_path, store=empty_valkey.url)
+    run("set", largest, "--limit", str(2**53 - 1), home=tmp_path, store=empty_valkey.url)
+    with Terminal([PROGRAM, "list"], environment({"store": empty_valkey.url}), columns) as terminal:
+        assert terminal.wait() == 0
+        listed = terminal.plain.splitlines()
+    assert len(listed) == lines
+    if lines == 4:
+        assert listed == [
+            largest,
+            "  0 of 9,007,199,254,740,991, 9,007,199,254,740,991 left",
+            "seats",
+            "  0 of 0, 0 left, halted",
+        ]
+
+
+def test_no_colour_where_it_is_not_wanted(empty_valkey: RedisServer, tmp_path: Path) -> None:
+    run("set", "seats", "--limit", "0", home=tmp_path, store=empty_valkey.url)
+    variables = environment({"store": empty_valkey.url})
+    for words in (["list"], ["doctor"], ["watch", "http://127.0.0.1:1"]):
+        with Terminal(["env", "NO_COLOR=1", PROGRAM, *words], variables) as terminal:
+            terminal.wait()
+            assert "\x1b" not in terminal.text
+
+
 def test_python_m_pythonricing_is_the_command() -> None:
     for option in ("-h", "--help"):
         words = [sys.executable, "-m", "pythonricing", option]
