@@ -172,7 +172,10 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
         if not state.revision and not seen.deleted:
             more.revision, more.limit, more.most = seen.revision, seen.limit, seen.most
         return more, True
-    if state.revision < seen.revision:
+    # A deletion and another word of one revision: the store had lost one of them when it got the other. The counter is
+    # kept, because numbers may have been given after it.
+    parted = state.revision == seen.revision and state.deleted and not seen.deleted
+    if state.revision < seen.revision or parted:
         more.revision, more.limit, more.most, more.deleted = seen.revision, seen.limit, seen.most, seen.deleted
         return more, True
     if not state.deleted and (state.issued < seen.issued or state.moved < seen.moved):

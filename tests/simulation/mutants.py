@@ -68,7 +68,7 @@ MUTANTS = {
     # What was seen
     "seen not sent": Mutant((Lane, "known"), "return self._seen", "return None"),
     "count not compared": Mutant(store.CLAIM, "(issued < seen_issued or moved < seen_moved)", "moved < seen_moved"),
-    "revision not compared": Mutant(store.CLAIM, "elseif revision < seen_revision then", "elseif false then"),
+    "revision not compared": Mutant(store.CLAIM, "elseif revision < seen_revision or", "elseif"),
     "older epoch believed": Mutant(store.CLAIM, "if not epoch or epoch < seen_epoch then", "if not epoch then"),
     "absence believed": Mutant(
         store.CLAIM, "if not epoch or epoch < seen_epoch then", "if epoch and epoch < seen_epoch then"

@@ -644,6 +644,28 @@ def test_a_deletion_takes_account_of_nothing_after_it(opened: Opened) -> None:
     assert opened.claim(1, seen=before).before == 3
 
 
+def test_a_counter_that_was_put_while_its_deletion_was_lost_counts_on(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    now = seen(opened)
+    deleted = msgspec.structs.replace(now, revision=now.revision + 1, limit=0, deleted=True)
+    kept = msgspec.structs.replace(now, revision=now.revision + 1, issued=6)
+    for told in (deleted, kept, deleted):
+        with pytest.raises(StateLost):
+            opened.claim(1, seen=told)
+    assert put(opened, 10)[0].count == 6
+
+
+def test_a_deletion_of_an_older_copy_beside_a_put_of_the_same_revision_is_a_loss(opened: Opened) -> None:
+    put(opened, 10)
+    opened.claim(4)
+    now = seen(opened)
+    opened.run(opened.store.delete(opened.name, word()))
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=msgspec.structs.replace(now, revision=now.revision + 1, issued=6))
+    assert put(opened, 10)[0].count == 6
+
+
 def test_a_put_that_is_the_first_to_notice_a_loss_ends_none(opened: Opened) -> None:
     known = Seen(1_700_000_000_000_000, 1, 80, 100)
     with pytest.raises(StateLost):

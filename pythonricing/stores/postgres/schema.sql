@@ -251,7 +251,8 @@ BEGIN
     IF state.revision > 0 OR seen_deleted THEN
       RETURN state;
     END IF;
-  ELSIF state.epoch = seen_epoch AND state.revision >= seen_revision THEN
+  ELSIF state.epoch = seen_epoch AND state.revision >= seen_revision
+      AND NOT (state.revision = seen_revision AND state.deleted_until IS NOT NULL AND NOT seen_deleted) THEN
     IF state.deleted_until IS NOT NULL OR (state.issued >= seen_issued AND state.moved >= seen_moved) THEN
       RETURN NULL;
     END IF;
@@ -413,8 +414,8 @@ BEGIN
         RETURN;
       END IF;
     END IF;
-    IF counter.lost OR counter.epoch <> seen_epoch OR counter.revision <> seen_revision
-      OR counter.issued < seen_issued OR counter.moved < seen_moved THEN
+    IF counter.lost OR counter.deleted_until IS NOT NULL OR counter.epoch <> seen_epoch
+      OR counter.revision <> seen_revision OR counter.issued < seen_issued OR counter.moved < seen_moved THEN
       more := pythonricing.recover(
         counter, on_loss, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved);
     END IF;

@@ -168,7 +168,7 @@ if not settled then
       if revision == 0 and ARGV[6] ~= '1' then
         revision, limit, most = seen_revision, tonumber(ARGV[4]), tonumber(ARGV[5])
       end
-    elseif revision < seen_revision then
+    elseif revision < seen_revision or (revision == seen_revision and deleted and ARGV[6] ~= '1') then
       issued, moved, revision = math.max(before, seen_issued), math.max(moved, seen_moved), seen_revision
       limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
     elseif not deleted and (issued < seen_issued or moved < seen_moved) then
