@@ -294,6 +294,7 @@ def _spent(scene: Scene, grant: Grant) -> bool:
     history = scene.history
     return (
         any(at >= grant.sent for at in scene.observer.lost_at)
+        or any(at > grant.time for at in history.forgotten.get(grant.name, ()))
         or any(at >= grant.sent for at in history.resets.get(grant.name, ()))
         or (grant.worker, grant.name) in history.in_doubt
         or history.stopped.get(grant.worker, history.calm) < history.calm

@@ -116,6 +116,8 @@ class History:
         self.returned: dict[tuple[str, str], list[tuple[float, int, int]]] = {}
         #: By counter: when it was reset or deleted.
         self.resets: dict[str, list[float]] = {}
+        #: By counter: when the store heard that it had lost something, and forgot what was free and leased.
+        self.forgotten: dict[str, list[float]] = {}
         #: By worker: when a connection of its was gone, and by worker and counter, when it heard of a loss.
         self.breaks: dict[str, list[float]] = {}
         self.heard: dict[tuple[str, str], list[float]] = {}

@@ -132,6 +132,7 @@ class Leases:
         history = self._history
         return (
             any(at >= grant.sent for at in lost_at)
+            or any(at > grant.time for at in history.forgotten.get(grant.name, ()))
             or any(at >= grant.sent for at in history.resets.get(grant.name, ()))
             or (worker, grant.name) in history.in_doubt
             or now - grant.sent > FORGOTTEN

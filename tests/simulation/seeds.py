@@ -19,6 +19,9 @@ FAILED_ONCE: tuple[int, ...] = (
     3000000601,
     3000000847,
     3100001989,
+    3100003863,
+    3100004529,
+    3200003673,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.
