@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pythonricing.counting.model import StoreURLError
+from pythonricing.settings import without_password
 
 if TYPE_CHECKING:
     from pythonricing.counting.store import Store
@@ -17,6 +19,10 @@ def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = 
     `replicas` is how many of a Redis or Valkey must confirm a change, 0 for other stores; `on_loss` is that setting.
     Raises StoreURLError for a URL that can't be used and for a driver that isn't installed.
     """
+    try:
+        urlsplit(url)
+    except ValueError as error:  # half an IPv6 address
+        raise StoreURLError(f"{without_password(url)}: {error}") from None
     match url.partition("://")[0]:
         case "memory":
             from pythonricing.stores.memory import MemoryStore

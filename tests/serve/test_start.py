@@ -152,6 +152,13 @@ def test_a_bad_option_is_blamed_and_no_variable(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("scheme", ["redis", "redis+sentinel", "redis+cluster", "postgresql"])
+def test_half_an_address_of_a_store_is_one_line_without_its_password(scheme: str, tmp_path: Path) -> None:
+    for command in ("serve", "list"):
+        line = fails(tmp_path, command, "--store", f"{scheme}://u:s3cret@[::1")
+        assert line == f"pythonricing: {scheme}://***@[::1: Invalid IPv6 URL"
+
+
 def test_a_misspelt_setting_is_warned_of_with_the_nearest_name(
     empty_valkey: RedisServer, tmp_path: Path, service: Callable[..., Service]
 ) -> None:
