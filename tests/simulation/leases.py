@@ -57,6 +57,8 @@ class Leases:
         """After each batch, whatever became of it."""
         self._judge_places(name, after)
         if words[0] == b"LOST" or words[-1].startswith(b"^"):
+            if after == before:  # from a receipt, or known already
+                return
             own = arguments[WORKER].decode()
             if after.free or any(whose != own or words[0] == b"LOST" for whose, _, _ in after.leases):
                 self._history.object("a loss leaves nothing free or leased", name, f"{after}")

@@ -249,7 +249,7 @@ class Observer:
             f"{b' '.join(words).decode()}"
             f" [count {before.taken} → {after.taken}, limit {after.limit}]",
         )
-        if self.losses and (words[0] == b"LOST" or words[-1].startswith(b"^")):
+        if self.losses and after != before and (words[0] == b"LOST" or words[-1].startswith(b"^")):
             self._history.forgotten.setdefault(name, []).append(self._world.time())
         stored, known = known, self._caught_up(name, known, before.epoch, before.revision, before.look)
         if call is not None and call.seen is not None and shown(call.seen) > shown(before):

@@ -22,6 +22,7 @@ FAILED_ONCE: tuple[int, ...] = (
     3100003863,
     3100004529,
     3200003673,
+    3300006446,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.
