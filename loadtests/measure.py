@@ -309,8 +309,9 @@ def _sum(running: Running | Elsewhere, counters: list[str]) -> int | None:
         return None
     deadline = time.monotonic() + SETTLED
     while True:
+        held = running.held()  # also by a worker whose time has been over for long
         readings = [running.read(name) or {"count": 0} for name in counters]
-        if not any(reading.get("leased") for reading in readings) or time.monotonic() > deadline:
+        if not (held or any(reading.get("leased") for reading in readings)) or time.monotonic() > deadline:
             return sum(int(reading["count"]) for reading in readings)
         time.sleep(0.02)
 

@@ -22,7 +22,7 @@ def program(path: Path, text: str) -> None:
 
 
 def make(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PYTHON"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PYTHON", "ARGS"))}
     return subprocess.run(
         ["make", *words], cwd=folder, env=kept | variables, capture_output=True, text=True, check=False
     )

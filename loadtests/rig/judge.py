@@ -129,7 +129,7 @@ def wait_for_leases(service: Service, counters: Iterable[str]) -> None:
 
     def back(counter: str) -> bool:
         given = sum(len(numbers) for (_, name), numbers in numbers_of_workers(service).items() if name == counter)
-        return count_of(service, counter) == given
+        return count_of(service, counter) == given + len(orphans(service, counter))
 
     for counter in counters:
         wait_until(partial(back, counter), f"every lease of {counter} to come back")

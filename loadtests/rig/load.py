@@ -95,6 +95,11 @@ class Load:
         return self.join()
 
 
+def sold_out(history: History, counters: Collection[str] = COUNTERS) -> bool:
+    """Whether somebody was told of each counter that nothing is left."""
+    return all(429 in history.of(name).statuses() for name in counters)
+
+
 def until_sold_out(load: Load, service: Service, limit: int) -> History:
     """The end of a load, and claims after it until every counter has given `limit` numbers.
 

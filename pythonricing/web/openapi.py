@@ -113,8 +113,8 @@ NUMBER = {
 AFTER = {
     "name": "after",
     "in": "query",
-    "description": "Only counters whose names come after this one",
-    "schema": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+    "description": "Only counters whose names come after this one; empty: all",
+    "schema": {"type": "string", "pattern": f"^({NAME.pattern})?$"},
 }
 LIMIT = {
     "name": "limit",

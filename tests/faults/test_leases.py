@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests.rig.judge import count_of, judge, wait_for_leases, workers
-from loadtests.rig.load import ADMIN, Load, put_counters
+from loadtests.rig.load import ADMIN, Load, put_counters, sold_out
 from loadtests.rig.victims import RedisVictim, kill_a_worker
 from loadtests.rig.waiting import wait_until
 from pythonricing.counting.counters import Counters
@@ -24,7 +24,6 @@ from pythonricing.stores import create_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from loadtests.rig.clients import History
     from loadtests.rig.proxy import Proxy
     from loadtests.rig.service import Service
     from loadtests.rig.victims import Victim
@@ -39,10 +38,6 @@ def put(running: Service, name: str, limit: int) -> int:
 
 def claim(running: Service, name: str, n: int = 1) -> tuple[int, Any]:
     return running.get(f"/counters/{name}?n={n}", "POST", b"")
-
-
-def sold_out(history: History) -> bool:
-    return all(429 in history.of(name).statuses() for name in COUNTERS)
 
 
 @contextmanager
@@ -65,7 +60,7 @@ def test_a_worker_paused_for_longer_than_its_lease_gives_the_rest_back(
     load.wait_for(1_000)
     with paused(min(workers(running))):
         # Nobody else gets what it holds; it is waited for, and then the others are told that nothing is left.
-        wait_until(lambda: sold_out(load.history), "the others to be told so")
+        wait_until(lambda: sold_out(load.history, COUNTERS), "the others to be told so")
     history = load.stop()
     wait_for_leases(running, COUNTERS)
     history.calls += Load(running, 400, counters=COUNTERS).join().calls
@@ -85,7 +80,7 @@ def test_what_a_killed_worker_held_is_spent_and_nobody_waits_for_it_for_long(
     load = Load(running, counters=COUNTERS, pace=0.01)
     load.wait_for(2_000)
     kill_a_worker(running)
-    wait_until(lambda: sold_out(load.history), "the others to be told that nothing is left")
+    wait_until(lambda: sold_out(load.history, COUNTERS), "the others to be told that nothing is left")
     judge(load.stop(), running, limit=limit, statuses={200, 429, 0}, killed=True)
 
 
