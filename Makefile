@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help run test test-slow simulate locust compare headline failovers profile benchmark lint format first-steps lock clean
+.PHONY: help run test test-slow simulate locust compare choose headline failovers profile benchmark lint format first-steps lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '%-11s %s\n' "$$name" "$$text"; done
@@ -26,6 +26,9 @@ locust: .venv/dev  ## Locust's web UI on 127.0.0.1:8089, Granian and uvicorn sid
 
 compare: .venv/dev  ## measure servers, stores and peers; ARGS=--publish writes docs/benchmarks.md too
 	$(BIN)/python -m loadtests compare $(ARGS)
+
+choose: .venv/dev  ## Granian and uvicorn: TLS, HTTP/2, slow readers, restarts, memory; ARGS=--quick for two minutes
+	$(BIN)/python -m loadtests choose $(ARGS)
 
 headline: .venv/dev  ## ab -n 10000 -c 10, 16 workers, limit 100: synced against unsynced
 	$(BIN)/python -m loadtests headline $(ARGS)

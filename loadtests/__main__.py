@@ -1,4 +1,4 @@
-"""`python -m loadtests compare`, `headline` and `report`."""
+"""`python -m loadtests compare`, `choose`, `headline` and `report`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ import click
 from rich.table import Table
 
 from loadtests import report, self_test
+from loadtests.choose import SERVERS as CHOICE
+from loadtests.choose import Chooser
 from loadtests.contenders import PEERS, SERVERS, Contender
 from loadtests.curves import QUICK_SHARES, SHARES, Curves
 from loadtests.design import PRIMARIES, SCENARIOS, Options
@@ -193,7 +196,7 @@ def compare(
         published,
         asked_for=asked,
         tested=tested,
-        curved=(QUICK_SHARES if quick else SHARES) if curved else (),
+        lab=partial(Curves, shares=QUICK_SHARES if quick else SHARES) if curved else Lab,
     )
 
 
@@ -213,6 +216,28 @@ def headline(*, seed: int | None, output: Path | None, published: bool, **given:
     )
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
     _run(options, seed, output, published, asked_for={"ab"})
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Within two minutes: each question once, memory after ten seconds.")
+@click.option("--workers", type=click.IntRange(min=1), default=CORES, show_default=True)
+@_shared
+def choose(
+    *,
+    quick: bool,
+    workers: int,
+    seed: int | None,
+    output: Path | None,
+    published: bool,
+    slices: int | None,
+    **given: Any,
+) -> None:
+    """Granian and uvicorn where a choice is made: TLS, HTTP/2, slow readers, restarts, memory …, in one table."""
+    contenders = tuple(Contender.parse(f"{server}+redis") for server in CHOICE)
+    options = Options(contenders, workers=(workers,), connections=(32,), **given)
+    options = replace(options, slices=slices or (1 if quick else 10), seconds=1 if quick else 2)
+    lab = partial(Chooser, memory=10.0 if quick else 600.0)
+    _run(options, seed, output, published, asked_for=set(), lab=lab)
 
 
 @main.command("report")
@@ -251,7 +276,7 @@ def _run(
     asked_for: set[str],
     *,
     tested: bool = False,
-    curved: tuple[float, ...] = (),
+    lab: Callable[[Options, Screen], Lab] = Lab,
 ) -> None:
     """Compare, write, and end with status 0, 1 when something failed or is missing, 130 when interrupted."""
     options = replace(options, seed=int(time.time()) if seed is None else seed)
@@ -260,16 +285,16 @@ def _run(
     tool = TOOLS[options.tool]
     if not tool.available():
         raise click.ClickException(f"{options.tool} is not installed: it is in {tool.package}")
-    lab = Curves(options, screen, curved) if curved else Lab(options, screen)
-    lab.results.options["command"] = shlex.join(["python", "-m", "loadtests", *sys.argv[1:]])
+    measuring = lab(options, screen)
+    measuring.results.options["command"] = shlex.join(["python", "-m", "loadtests", *sys.argv[1:]])
     with screen.live:
-        results = lab.run()
+        results = measuring.run()
     skipped = [line for line in results.skipped if line.partition(": ")[0] in asked_for]
     results.errors += [line for line in skipped if line not in results.errors]
     report.write(results, folder)
     if published:
         _publish(results, folder)
-    if not curved:
+    if lab is Lab:
         _print_summary(screen.console, results)
     if tested:
         click.echo(self_test.as_text(results))
@@ -293,8 +318,8 @@ def _publish(results: Results, folder: Path) -> None:
 
 def place(results: Results) -> tuple[str, str]:
     """The page that a comparison's figures are for, and the name of their markers there."""
-    if results.options.get("open"):
-        return "benchmarks.md", "open"
+    if kind := next((kind for kind in ("open", "choose") if results.options.get(kind)), None):
+        return "benchmarks.md", kind
     if results.options["contenders"][0]["app"] == "library":
         return "library.md", "library"
     return "benchmarks.md", "headline" if results.options["scenario"] == "sale" else "capacity"

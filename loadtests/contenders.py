@@ -87,6 +87,8 @@ class App:
 #: Every peer has an entry here and a module in `peers/`.
 PEERS = {
     "constant": App("loadtests.peers.constant:app", ("none",), exact=False),
+    "large": App("loadtests.peers.constant:large", ("none",), exact=False),
+    "waits": App("loadtests.peers.constant:waits", ("none",), exact=False),
     "fastapi": App("loadtests.peers.fastapi_incr:app", ("redis",)),
     "library": App("loadtests.peers.fastapi_library:app", ("redis",), is_service=True),
     "read-then-write": App("loadtests.peers.read_then_write:app", ("redis",), exact=False),

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from loadtests import tools
 from loadtests.certificate import certificate
 from loadtests.latencies import Latencies
-from loadtests.measure import Lab, Results
+from loadtests.measure import Lab, Results, sum_of
 from loadtests.meter import Meter
 from loadtests.open_model.outcome import Open
 from loadtests.placement import PLACEMENTS, Placement
@@ -78,6 +79,7 @@ class Curves(Lab):
             load = Load(self.options.connections[0], self.options.requests, self.options.seconds)
             outcome = tools.run(TOOLS[self.options.tool], running.url, load, prefix=self._placement.prefix())
             found.append(outcome.requests_per_second)
+            self.claimed_by(running, load.connections)
         capacity = statistics.median(found)
         self.results.options["capacity"] = capacity
         return [round(share * capacity) for share in self.shares]
@@ -96,19 +98,21 @@ class Curves(Lab):
                 self._drop(key)
             return
         self.results.runs.append(run)
-        if run["wrong"]:
-            self._error(f"{key}, slice {turn}: {run['wrong']}")
+        for wrong in filter(None, (run["wrong"], run["unbalanced"])):
+            self._error(f"{key}, slice {turn}: {wrong}")
 
     def _at_rate(self, running: Running | Elsewhere, rate: float, turn: int) -> dict[str, Any]:
         seconds, placement = max(1, self.options.seconds), self._placement
         running.place(placement.server, placement.store)
         limit = running.limit if running.contender.exact else None
-        meter = Meter(running)
+        before, meter = sum_of(running, ["default"]), Meter(running)
         found = offer(running.url, rate, seconds, limit, self.options.seed + turn, placement.prefix())
         cost = meter.read(found.answered, found.generator_seconds)
+        lost = found.lost + found.timed_out - found.unsent
         return {
             **asdict(found),
             **cost,
+            "unbalanced": self.unbalanced(running, ["default"], before, found.admitted, lost),
             "void": found.void,
             "generator_share": found.generator_seconds / seconds,
         }
@@ -129,6 +133,8 @@ def offer(
             process = spawn(command, output=file.fileno(), cwd=ROOT)
         try:
             status = process.wait(60 + 5 * seconds)
+        except subprocess.TimeoutExpired:
+            raise ToolError("the generator did not end") from None
         finally:
             stop(process, patience=2)
         if status != 0:

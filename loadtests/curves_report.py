@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from loadtests import curves
 from loadtests.plots import COLOURS, INK, STYLE, as_svg
-from loadtests.report import Section, _interval, _machine, _troubles
+from loadtests.report import Section, interval, machine_section, troubles
 
 if TYPE_CHECKING:
     from loadtests.measure import Results
@@ -27,8 +27,8 @@ generator's own lateness (p99) was over a tenth of the p99 that it measured."""
 def sections(results: Results) -> list[Section]:
     parts = [_verdict(results)]
     if results.errors or results.skipped or results.interrupted:
-        parts.append(_troubles(results))
-    parts += [_rates(results), _ratios(results), _machine(results)]
+        parts.append(troubles(results))
+    parts += [_rates(results), _ratios(results), machine_section(results)]
     return [*parts, Section("Method", [METHOD])]
 
 
@@ -91,7 +91,7 @@ def _ratios(results: Results) -> Section:
             cells = []
             for figure in ("p99_ms", "cpu_us"):
                 found = curves.at_equal_load(results, first, other, rate, figure)
-                cells.append("-" if found is None else f"{_interval(found, 2)} {found.verdict}")
+                cells.append("-" if found is None else f"{interval(found, 2)} {found.verdict}")
             rows.append([f"{first} / {other.replace(first + ' again', 'a copy of it')}", f"{rate:,.0f}", *cells])
     header = ["ours / theirs", "offered/s", "p99 of a slice", "server CPU a request"]
     text = ["Slice by slice at the same rate; all of it exploratory. The copy is the A/A control."]

@@ -22,7 +22,7 @@ from loadtests.statistics import MOST, Ratio, enough, ratio
 from loadtests.tools import TOOLS, Load, Outcome, ToolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from loadtests.contenders import Contender
 
@@ -95,7 +95,7 @@ class Lab:
         """Measure. Ctrl-C and SIGTERM end it early, without losing what was measured or leaving anything running."""
         self._begun = time.monotonic()
         self.results.started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        contenders, pairs = plan(self.options)
+        contenders, pairs = self.plan()
         self.results.pairs = [asdict(pair) | {"name": pair.name, "control": pair.control} for pair in pairs]
         try:
             with on_signals(self.interrupt):
@@ -110,6 +110,10 @@ class Lab:
                 list(pool.map(lambda running: running.close(), self.up.values()))
         self.results.seconds = time.monotonic() - self._begun
         return self.results
+
+    def plan(self) -> tuple[dict[str, Contender], list[Pair]]:
+        """Who has to be up, by key, and the pairs that are compared."""
+        return plan(self.options)
 
     def interrupt(self, *_: object) -> None:
         self.results.interrupted = True
@@ -127,9 +131,7 @@ class Lab:
 
     def _audit(self, contenders: dict[str, Contender]) -> None:
         """Each contender at the base, started for this alone."""
-        audited = {
-            c.key: c for c in contenders.values() if c.counts and (c.elsewhere or c.workers == self.options.workers[0])
-        }
+        audited = self.audited(contenders)
         self._progress.phase("Auditing", len(audited))
         for contender in audited.values():
             self._step(f"is {contender.key} exact?")
@@ -148,6 +150,10 @@ class Lab:
             self.results.audits[contender.key] = asdict(found) | {"limit": found.limit, "verdict": found.verdict}
             if contender.exact and found.faults:
                 self._error(f"{contender.key}: {found.verdict}")
+
+    def audited(self, contenders: Mapping[str, Contender]) -> dict[str, Contender]:
+        base = self.options.workers[0]
+        return {c.key: c for c in contenders.values() if c.counts and (c.elsewhere or c.workers == base)}
 
     def start(self, contenders: dict[str, Contender]) -> None:
         alive = {key: c for key, c in contenders.items() if not {c.key, c.name} & self._dead}
@@ -183,7 +189,7 @@ class Lab:
         for key, running in list(self.up.items()):
             self._step(key)
             audit.warm_up_reading(running.at)
-            self._late[running.url] = design.AB_CONNECTIONS
+            self.claimed_by(running, design.AB_CONNECTIONS)
             if self.options.scenario != "sale":
                 load = Load(design.AB_CONNECTIONS, min(self.options.requests, 2000), 1)
                 with contextlib.suppress(ToolError):  # it will say so again when it counts
@@ -260,7 +266,7 @@ class Lab:
             running.place(placement.server, placement.store)
             self._placed[key] = placement.name
         counters = named(pair.counters)
-        readings = _sum(running, counters)
+        readings = sum_of(running, counters)
         load = Load(pair.connections, self.options.requests, self.options.seconds, pair.counters)
         meter = Meter(running)
         outcome = tools.run(TOOLS[self.options.tool], running.url, load, prefix=placement.prefix())
@@ -271,11 +277,15 @@ class Lab:
             **cost,
             "failures": outcome.failures + unexpected(outcome, self.options.scenario, running.contender),
             "admitted": answered,
-            "unbalanced": self._unbalanced(running, counters, readings, answered, pair.connections),
+            "unbalanced": self.unbalanced(running, counters, readings, answered, pair.connections),
             **affinities(running),
         }
 
-    def _unbalanced(
+    def claimed_by(self, running: Running | Elsewhere, connections: int) -> None:
+        """A run that isn't held against the counter leaves so many claims that nobody waited for."""
+        self._late[running.url] = connections
+
+    def unbalanced(
         self, running: Running | Elsewhere, counters: list[str], before: int | None, answered: int, connections: int
     ) -> str:
         """Whatever tool asked: what the counters moved, less what was answered 2xx, lies between 0 and the connections.
@@ -287,7 +297,7 @@ class Lab:
             return ""
         deadline = time.monotonic() + SETTLED
         while True:
-            after = _sum(running, counters)
+            after = sum_of(running, counters)
             assert after is not None
             more = after - before - answered
             if 0 <= more <= connections + self._late.get(running.url, 0):
@@ -303,7 +313,7 @@ def named(counters: int) -> list[str]:
     return [f"lab-{number}" for number in range(1, counters + 1)] if counters > 1 else ["default"]
 
 
-def _sum(running: Running | Elsewhere, counters: list[str]) -> int | None:
+def sum_of(running: Running | Elsewhere, counters: list[str]) -> int | None:
     """What these counters read together, once no worker holds a lease; None where nobody could say."""
     if not running.contender.exact:
         return None

@@ -66,13 +66,14 @@ def write(results: Results, folder: Path) -> None:
     """results.json, report.md, report.html, a plot for a page (forest.svg or curves.svg), .hgrm files of curves."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(results.to_json())
+    parts, drawn = _all_sections(results), {}
     if results.options.get("open"):
         from loadtests import curves, curves_report
 
-        parts, drawn = curves_report.sections(results), curves_report.draw(results) if results.runs else {}
+        drawn = curves_report.draw(results) if results.runs else {}
         curves.write_hgrm(results, folder)
-    else:
-        parts, drawn = sections(results), plots.draw(results)
+    elif not results.options.get("choose"):
+        drawn = plots.draw(results)
     (folder / "report.md").write_text(as_markdown(parts))
     (folder / "report.html").write_text(as_html(parts, drawn))
     if drawn:
@@ -80,28 +81,35 @@ def write(results: Results, folder: Path) -> None:
         (folder / name).write_text(plots.for_readme(next(iter(drawn.values()))))
 
 
+def _all_sections(results: Results) -> list[Section]:
+    """Of a run of curves, of a chooser's questions, or of pairs."""
+    if results.options.get("open"):
+        from loadtests import curves_report
+
+        return curves_report.sections(results)
+    if results.options.get("choose"):
+        from loadtests import choose_report
+
+        return choose_report.sections(results)
+    return sections(results)
+
+
 def sections(results: Results) -> list[Section]:
     parts = [_verdict(results)]
     if results.errors or results.skipped or results.interrupted:
-        parts.append(_troubles(results))
+        parts.append(troubles(results))
     if results.runs:
         parts += [_comparisons(results), _capacity(results)]
     if verdicts.aims(results):
         parts.append(_aims(results))
     if results.audits:
         parts.append(_audits(results))
-    return [*parts, _machine(results), _method(results)]
+    return [*parts, machine_section(results), _method(results)]
 
 
 def as_page(results: Results) -> str:
     """All but the method in Markdown, for a page that has headings of its own."""
-    if results.options.get("open"):
-        from loadtests import curves_report
-
-        found = curves_report.sections(results)
-    else:
-        found = sections(results)
-    parts = [part for part in found if part.title != "Method"]
+    parts = [part for part in _all_sections(results) if part.title != "Method"]
     parts[0].title = f"`{results.options['command']}`"
     return re.sub("^#+", "###", as_markdown(parts), flags=re.MULTILINE)
 
@@ -109,12 +117,12 @@ def as_page(results: Results) -> str:
 def _verdict(results: Results) -> Section:
     found = verdicts.comparisons(results)
     items = [
-        f"{each.name}: {_interval(each.ratio, 2)} times the {verdicts.TITLES[each.figure]}: **{each.verdict}**"
+        f"{each.name}: {interval(each.ratio, 2)} times the {verdicts.TITLES[each.figure]}: **{each.verdict}**"
         for each in found
         if each.kind == "primary"
     ]
     items += [
-        f"A/A control, {verdicts.TITLES[each.figure]}: {_interval(each.ratio, 3)}: {each.verdict}"
+        f"A/A control, {verdicts.TITLES[each.figure]}: {interval(each.ratio, 3)}: {each.verdict}"
         for each in found
         if each.kind == "A/A control"
     ]
@@ -127,7 +135,7 @@ def _verdict(results: Results) -> Section:
     return Section("Load lab", [note] if note else [], items=items or ["Nothing was measured"], kind="verdict")
 
 
-def _troubles(results: Results) -> Section:
+def troubles(results: Results) -> Section:
     items = ["Interrupted: what was measured until then is below."] if results.interrupted else []
     items += [f"Failed: {line}" for line in results.errors]
     items += [f"Skipped: {line}" for line in results.skipped]
@@ -140,7 +148,7 @@ def _comparisons(results: Results) -> Section:
             each.name,
             verdicts.TITLES[each.figure].removesuffix(" at capacity"),
             each.place,
-            _interval(each.ratio, 3),
+            interval(each.ratio, 3),
             str(each.ratio.slices),
             f"{each.verdict} ({each.kind})",
         ]
@@ -160,7 +168,7 @@ def _capacity(results: Results) -> Section:
         if not runs:
             continue
         cells = [
-            _interval(verdicts.typical(runs, name), digits)
+            interval(verdicts.typical(runs, name), digits)
             for name, digits in (("requests_per_second", 0), ("cpu_us", 1))
         ]
         for name, digits in (("store_cpu_us", 1), ("store_commands", 0), ("worker_mb", 1)):
@@ -184,7 +192,7 @@ def _aims(results: Results) -> Section:
         [
             f"{verdicts.TITLES[aim.figure]} against {aim.theirs}",
             f"at {'least' if aim.at_least else 'most'} {aim.ratio}",
-            _interval(ratio, 2),
+            interval(ratio, 2),
             said,
         ]
         for aim, ratio, said in verdicts.aims(results)
@@ -205,12 +213,12 @@ def _audits(results: Results) -> Section:
     return Section("Exactness", text, header=header, rows=rows)
 
 
-def _machine(results: Results) -> Section:
+def machine_section(results: Results) -> Section:
     machine, options = results.machine, results.options
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     stores = sorted({about["store_version"] for about in results.contenders.values()} - {""})
     sold = f", limit {options['limit']}" if options["scenario"] == "sale" else ""
-    stolen = sum(run["stolen_cores"] for run in results.runs) / max(1, len(results.runs))
+    stolen = sum(run.get("stolen_cores", 0.0) for run in results.runs) / max(1, len(results.runs))
     items = [
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['kernel']}",
         f"Scheduling: cores {machine['affinity']}, cgroup {machine['cgroup']}, autogroup {machine['autogroup']}, "
@@ -234,7 +242,7 @@ def _method(results: Results) -> Section:
     return Section("Method", [*METHOD.split("\n"), "How each was started:"], items=commands)
 
 
-def _interval(value: Ratio | None, digits: int) -> str:
+def interval(value: Ratio | None, digits: int) -> str:
     """Below six slices the brackets are the range, and the verdict says that they are too few."""
     return "-" if value is None else f"{value.value:,.{digits}f} [{value.low:,.{digits}f}, {value.high:,.{digits}f}]"
 
@@ -298,7 +306,7 @@ def summary(results: Results) -> list[dict[str, Any]]:
             "ours / theirs": each.name,
             "figure": verdicts.TITLES[each.figure],
             "placement, load": each.place,
-            "ratio": _interval(each.ratio, 2),
+            "ratio": interval(each.ratio, 2),
             "verdict": f"{each.verdict} ({each.kind})",
         }
         for each in verdicts.comparisons(results)

@@ -93,12 +93,13 @@ class Running(Served):
         self.folder = Path(tempfile.mkdtemp(prefix="loadtests-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: subprocess.Popen[bytes] | None = None
+        #: When it was started (time.monotonic), and how many seconds after that it first answered.
+        self.begun = self.answered_after = 0.0
         try:
             self.home = revisions.checkout(contender.revision) if contender.revision else revisions.ROOT
             self.command = contender.command(port)
             self.store = self._open_store()
-            #: Seconds from its start until it first answered.
-            self.answered_after = self._start()
+            self._start()
         except BaseException:
             self.close()
             raise
@@ -118,7 +119,7 @@ class Running(Served):
         start = STORES.get(self.contender.store)
         return start(self.folder) if start else None
 
-    def _start(self) -> float:
+    def _start(self) -> None:
         if port_is_taken(self.port):
             raise ContenderError(f"port {self.port} is taken by another program")
         # What it logs is read away, as a container's runtime does, and the end of it kept for when something is wrong.
@@ -127,14 +128,13 @@ class Running(Served):
                 ["tail", "-c", "8192"], stdin=subprocess.PIPE, stdout=kept, start_new_session=True
             )
         assert self._reader.stdin is not None
-        begun = time.monotonic()
+        self.begun = time.monotonic()
         with self._reader.stdin as pipe:
             env = self.contender.environment(self.store, self.limit, self.token, self.home)
             self._process = spawn([sys.executable, "-m", *self.command], output=pipe.fileno(), env=env, cwd=self.home)
         self._wait_until_answering()
-        seconds = time.monotonic() - begun
+        self.answered_after = time.monotonic() - self.begun
         self._wait_until_quiet()
-        return seconds
 
     def _wait_until_answering(self) -> None:
         path = "/readyz" if self.contender.is_service else "/counters/default"

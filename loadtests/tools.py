@@ -10,14 +10,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from loadtests.revisions import ROOT
 from loadtests.rig.processes import spawn, stop
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 #: Seconds that a tool gets beside four times what it is told to take.
 PATIENCE = 60.0
@@ -39,7 +39,7 @@ class Load:
 
 @dataclass
 class Outcome:
-    """What a generator measured: times in milliseconds; `percentiles` is the latency distribution it reported.
+    """What a generator counted: capacity. What a closed loop says of latency is no answer to what a user waits.
 
     `failures` are requests without an answer. Refusals (429) count as `non_2xx`: ab and wrk do not tell the one from
     another. `generator_cores` is what the generator used of `generator_limit` cores
@@ -48,14 +48,8 @@ class Outcome:
 
     requests: int
     seconds: float
-    mean_ms: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
     failures: int
     non_2xx: int
-    percentiles: list[tuple[float, float]]
     generator_cores: float = 0.0
     generator_seconds: float = 0.0
     generator_limit: float = 1.0
@@ -103,32 +97,19 @@ class ApacheBench:
 
     def command(self, url: str, load: Load, folder: Path) -> list[str]:
         numbers = ["-n", str(load.requests), "-c", str(load.connections)]
-        return ["ab", *numbers, "-q", "-e", str(folder / "ab.csv"), f"{url}/"]
+        return ["ab", *numbers, "-q", f"{url}/"]
 
     def parse(self, output: str, folder: Path) -> Outcome:
         complete = _number(r"Complete requests:\s+(\d+)", output, "ab")
         # Answers of another length are no failures: request_count grows.
         failed = re.search(r"\(Connect: (\d+), Receive: (\d+), Length: \d+, Exceptions: (\d+)\)", output)
         non_2xx = re.search(r"Non-2xx responses:\s+(\d+)", output)
-        percentiles = _ab_percentiles(folder / "ab.csv")
         return Outcome(
             requests=int(complete),
             seconds=_number(r"Time taken for tests:\s+([\d.]+) seconds", output, "ab"),
-            mean_ms=_number(r"Time per request:\s+([\d.]+) \[ms\] \(mean\)", output, "ab"),
-            **_quantiles(percentiles),
             failures=sum(map(int, failed.groups())) if failed else 0,
             non_2xx=int(non_2xx[1]) if non_2xx else 0,
-            percentiles=list(percentiles.items()),
         )
-
-
-def _ab_percentiles(path: Path) -> dict[float, float]:
-    """ab's `-e` file: the percentages 0 to 100 with milliseconds, finer than the table that it prints."""
-    try:
-        lines = path.read_text().splitlines()[1:]
-        return {float(percent): float(ms) for percent, ms in (line.split(",") for line in lines)}
-    except (OSError, ValueError) as error:
-        raise ToolError(f"ab wrote no table of percentages: {error}") from None
 
 
 class Wrk:
@@ -153,10 +134,36 @@ class Wrk:
         line = re.search(r"^wrk-json (.*)$", output, re.MULTILINE)
         if line is None:
             raise ToolError("wrk did not report what it measured")
-        figures = json.loads(line[1])
-        percentiles = {float(percent): ms for percent, ms in figures.pop("percentiles")}
-        quantiles = _quantiles(percentiles | {100.0: figures.pop("max_ms")})
-        return Outcome(**figures, **quantiles, percentiles=list(percentiles.items()))
+        return Outcome(**json.loads(line[1]))
+
+
+class H2load:
+    """`h2load`, HTTP/2 on kept connections for a number of seconds."""
+
+    name = "h2load"
+    package = "nghttp2-client"
+    explains = "h2load, HTTP/2 with 16 streams on each of the kept connections"
+
+    def available(self) -> bool:
+        return shutil.which("h2load") is not None
+
+    def threads(self, load: Load) -> int:
+        return 1
+
+    def command(self, url: str, load: Load, folder: Path) -> list[str]:
+        return ["h2load", f"-D{load.seconds}", f"-c{load.connections}", "-m16", f"{url}/"]
+
+    def parse(self, output: str, folder: Path) -> Outcome:
+        if not re.search(r"Application protocol: h2c?$", output, re.MULTILINE):
+            raise ToolError("the server speaks no HTTP/2")
+        ok, *others = (int(_number(rf"status codes:.*?(\d+) {kind}xx", output, "h2load")) for kind in "2345")
+        done = int(_number(r"requests:.*?(\d+) done", output, "h2load"))
+        return Outcome(
+            requests=done,
+            seconds=_number(r"finished in ([\d.]+)s", output, "h2load"),
+            failures=done - ok - sum(others),
+            non_2xx=sum(others),
+        )
 
 
 TOOLS: dict[str, Tool] = {
@@ -164,6 +171,7 @@ TOOLS: dict[str, Tool] = {
     for tool in (
         Wrk(),
         ApacheBench(),
+        H2load(),
     )
 }
 
@@ -215,15 +223,3 @@ def _number(pattern: str, output: str, tool: str) -> float:
     if (found := re.search(pattern, output)) is None:
         raise ToolError(f"{tool} did not report {pattern.split(':')[0]!r}")
     return float(found[1])
-
-
-def _quantiles(percentiles: Mapping[float, float]) -> dict[str, Any]:
-    try:
-        return {
-            "p50_ms": percentiles[50.0],
-            "p95_ms": percentiles[95.0],
-            "p99_ms": percentiles[99.0],
-            "max_ms": percentiles[100.0],
-        }
-    except KeyError as missing:
-        raise ToolError(f"the percentile {missing} is missing") from None

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 THROUGHPUT, CPU = "requests_per_second", "cpu_us"
 TITLES = {THROUGHPUT: "requests/s at capacity", CPU: "server CPU a request at capacity"}
 
+CONTROL_DIFFERS = "**The A/A control differs**: the run tells equals apart, so read nothing from it"
+
 #: From these shares on, the machine and the generator say as much of a figure as the server does.
 BUSY_MACHINE, BUSY_GENERATOR = 0.9, 0.7
 #: Cores used by other programs, or kept by the host, from which on a report says so.
@@ -137,7 +139,7 @@ def marks(results: Results) -> list[str]:
     """What somebody who reads the figures has to know of the run."""
     found = []
     if control_differs(results):
-        found.append("**The A/A control differs**: the run tells equals apart, so read nothing from it")
+        found.append(CONTROL_DIFFERS)
     cores = results.machine["cores"]
     shares: list[tuple[str, float, Callable[[dict[str, Any]], float]]] = [
         ("the machine was over 90 % busy", BUSY_MACHINE, lambda run: run["machine_cores"] / cores),

@@ -30,6 +30,7 @@ from loadtests.open_model.schedule import Arrivals, schedule
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
 @click.option("--arrivals", type=click.Choice(["poisson", "constant"]), default="poisson", show_default=True)
 @click.option("--connections", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--fresh", is_flag=True, help="A new connection for each request, at most so many at once.")
 @click.option("--timeout", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Seconds.")
 @click.option("--limit", type=int, help="As it was set; without it, any 200 is right.")
 @click.option("--seed", type=int, default=1, show_default=True)
@@ -42,6 +43,7 @@ def main(
     seconds: float,
     arrivals: Arrivals,
     connections: int,
+    fresh: bool,
     timeout: float,
     limit: int | None,
     seed: int,
@@ -52,10 +54,11 @@ def main(
     """Ask URL at a rate, whatever it answers."""
     parts = urlsplit(url)
     tls = ssl.create_default_context(cafile=ca) if parts.scheme == "https" else None
-    request = f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode()
+    close = "Connection: close\r\n" if fresh else ""
+    request = f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\n{close}\r\n".encode()
     port = parts.port or (443 if tls else 80)
     generator = Generator(
-        parts.hostname or "127.0.0.1", port, request, connections=connections, timeout=timeout, tls=tls
+        parts.hostname or "127.0.0.1", port, request, connections=connections, timeout=timeout, tls=tls, fresh=fresh
     )
     moments = schedule(rate, seconds, arrivals, seed)
     gc.disable()  # nothing that it makes goes in circles, and a collection would be lateness

@@ -75,10 +75,14 @@ class Connection(asyncio.Protocol):
         intended, self.intended = self.intended, None
         self._buffer, self._end = self._buffer[self._end :], -1
         self._generator.answered(intended, int(head[9:12]), body)
-        if b"connection: close" in head.lower():
-            self.abort()
+        if self._generator.fresh or b"connection: close" in head.lower():
+            self.close()
         else:
             self._generator.free(self)
+
+    def close(self) -> None:
+        assert self._transport is not None
+        self._transport.close()
 
     def abort(self) -> None:
         assert self._transport is not None
@@ -94,7 +98,10 @@ def _length(head: bytes) -> int:
 
 
 class Generator:
-    """Asks `request` at the moments of a schedule, over so many connections. `timeout` is in seconds."""
+    """Asks `request` at the moments of a schedule, over so many connections. `timeout` is in seconds.
+
+    They are kept; if `fresh`, each request has one of its own, which is opened when the request is due.
+    """
 
     def __init__(
         self,
@@ -105,12 +112,14 @@ class Generator:
         connections: int,
         timeout: float,
         tls: ssl.SSLContext | None = None,
+        fresh: bool = False,
     ) -> None:
         self._address = (host, port)
         self._request = request
         self._count = connections
         self._timeout = int(timeout * 1e9)
         self._tls = tls
+        self.fresh = fresh
         self._free: list[Connection] = []
         self._all: set[Connection] = set()
         self._queue: deque[int] = deque()
@@ -121,7 +130,7 @@ class Generator:
     async def run(self, moments: Sequence[int]) -> Asked:
         """Open the connections, and then ask. Raises OSError where not one can be opened."""
         loop = asyncio.get_running_loop()
-        await asyncio.gather(*(self._open() for _ in range(self._count)))
+        await asyncio.gather(*(self._open() for _ in range(0 if self.fresh else self._count)))
         self._moments, self._next = moments, 0
         self._done = loop.create_future()
         self._begun = time.monotonic_ns() + 50_000_000
@@ -145,14 +154,19 @@ class Generator:
         )
         self._all.add(connection)
 
-    async def _reopen(self) -> None:
+    def _reopen(self) -> None:
+        task = asyncio.ensure_future(self._until_open())
+        self._openings.add(task)
+        task.add_done_callback(self._openings.discard)
+
+    async def _until_open(self) -> None:
         while not self._stopping:
             try:
                 await self._open()
             except OSError:
                 await asyncio.sleep(AGAIN)
             else:
-                self.asked.reopened += 1
+                self.asked.reopened += not self.fresh
                 return
 
     def _due(self) -> None:
@@ -164,8 +178,11 @@ class Generator:
             if self._free and not self._queue:
                 self._free.pop().ask(intended, self._request)
             else:
-                self.asked.waited += 1
                 self._queue.append(intended)
+                if self.fresh and len(self._all) + len(self._openings) < self._count:
+                    self._reopen()
+                else:
+                    self.asked.waited += 1
         if self._next < len(moments):
             self._timer.at(self._begun + moments[self._next])
         else:
@@ -174,6 +191,8 @@ class Generator:
     def free(self, connection: Connection) -> None:
         if self._queue:
             connection.ask(self._queue.popleft(), self._request)
+        elif self.fresh:
+            connection.close()
         else:
             self._free.append(connection)
 
@@ -190,10 +209,8 @@ class Generator:
                 self.asked.lost += 1
             self._censor(connection.intended)
             connection.intended = None
-        if not self._stopping:
-            task = asyncio.ensure_future(self._reopen())
-            self._openings.add(task)
-            task.add_done_callback(self._openings.discard)
+        if not self._stopping and (not self.fresh or len(self._queue) > len(self._openings)):
+            self._reopen()
         self._end_if_done()
 
     def _censor(self, intended: int) -> None:

@@ -122,7 +122,7 @@ def test_the_scenario_decides_the_limit() -> None:
 
 def test_statuses_that_cannot_be_right_are_failures() -> None:
     service, constant = Contender.parse("granian+redis"), Contender.parse("constant+granian")
-    outcome = Outcome(100, 1.0, 1, 1, 1, 1, 1, failures=0, non_2xx=7, percentiles=[])
+    outcome = Outcome(100, 1.0, failures=0, non_2xx=7)
     assert unexpected(outcome, "admitted", service) == 7
     assert unexpected(outcome, "halted", service) == 93
     assert unexpected(outcome, "sale", service) == 0

@@ -112,6 +112,43 @@ def test_closed_connections_are_made_again() -> None:
     assert asked.reopened >= 37
 
 
+def test_a_fresh_connection_is_opened_when_its_request_is_due_and_belongs_to_its_latency() -> None:
+    opened = []
+
+    async def slow_to_accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(time.monotonic())
+        await reader.read(1000)
+        writer.write(ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        writer.close()
+
+    moments = [0, 100_000_000, 200_000_000]
+    asked = ask(slow_to_accept, moments, fresh=True, connections=8)
+    assert [status for _, status, _ in asked.answers] == [200] * 3
+    assert len(opened) == 3
+    assert opened[2] - opened[0] > 0.15
+    assert (asked.waited, asked.reopened, asked.lost) == (0, 0, 0)
+
+
+def test_fresh_connections_are_no_more_than_allowed_at_once() -> None:
+    open_now, most = 0, 0
+
+    async def held(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        await reader.read(1000)
+        await asyncio.sleep(0.02)
+        open_now -= 1
+        writer.write(ANSWER)
+        await reader.read()
+        writer.close()
+
+    asked = ask(held, [0] * 9, fresh=True)
+    assert [status for _, status, _ in asked.answers] == [200] * 9
+    assert most <= 2
+    assert asked.waited == 7
+
+
 def test_a_connection_that_is_lost_is_a_request_without_an_answer() -> None:
     async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
