@@ -3,7 +3,8 @@
     locust -f loadtests/locustfile.py --class-picker      # web UI; or `make locust`
     locust -f loadtests/locustfile.py --headless -u 32 -r 32 -t 30s GranianSteady UvicornSteady
 
-It starts both servers, with equal workers and a store each, and stops them when it ends. LOADTESTS_TARGETS names
+It starts both servers, with equal workers and a store each, and stops them when it ends. One user class is loaded at a
+time, in turns of --turn seconds, so that none has to share the cores. LOADTESTS_TARGETS names
 servers that are already up instead (`granian=http://10.0.0.1:8080,uvicorn=http://10.0.0.2:8080`), with their admin
 token in PYTHONRICING_ADMIN_TOKEN.
 
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.event import Event
 from locust import FastHttpUser, LoadTestShape, events, task
+from locust.user.task import LOCUST_STATE_RUNNING
 
 from loadtests import side_by_side
 from loadtests.checks import Checker, Wrong
@@ -58,13 +61,22 @@ LEASED = 2
 log = logging.getLogger("loadtests")
 
 
+class Turn:
+    """When the users of a class may claim, and how many claims of theirs are on their way."""
+
+    def __init__(self) -> None:
+        self.gate = Event()
+        self.on_their_way = 0
+
+
 class ClaimUser(FastHttpUser):
     """Claims on one server, named by it in tables and charts."""
 
     abstract = True
     network_timeout = 10
     connection_timeout = 10
-    server: side_by_side.Server
+    row: side_by_side.Row
+    turn: Turn
     #: Of each counter, with the limit that it was set to.
     checkers: dict[str, Checker]
     #: The counters of this scenario, with their limits.
@@ -74,10 +86,17 @@ class ClaimUser(FastHttpUser):
     singles = True
 
     def claim(self, counter: str, size: int = 1) -> None:
-        """One claim; a refusal is a correct answer."""
-        name = f"{self.server.name} {self.scenario}"
-        with self.client.post(f"/counters/{counter}?n={size}", name=name, catch_response=True) as response:
-            self._judge(self.checkers[counter], response, size)
+        """One claim when their turn has come; a refusal is a correct answer."""
+        while not self.turn.gate.wait(0.2):  # a user that is stopped has to get out of here
+            if self._state != LOCUST_STATE_RUNNING:
+                return
+        name = f"{self.row.server.name} {self.scenario}"
+        self.turn.on_their_way += 1
+        try:
+            with self.client.post(f"/counters/{counter}?n={size}", name=name, catch_response=True) as response:
+                self._judge(self.checkers[counter], response, size)
+        finally:
+            self.turn.on_their_way -= 1
 
     def _judge(self, checker: Checker, response: ResponseContextManager, size: int) -> None:
         wrong = None
@@ -85,7 +104,7 @@ class ClaimUser(FastHttpUser):
             checker.check(response.status_code, response.content or b"", size)
         except Wrong as error:
             wrong = str(error)
-        self.server.record(
+        self.row.record(
             response.request_meta["response_time"],
             failed=wrong is not None,
             admitted=size if response.status_code == 200 else 0,
@@ -95,7 +114,7 @@ class ClaimUser(FastHttpUser):
             response.success()
         else:
             response.failure(wrong)
-        if CLAIMS and self.server.latencies.count == CLAIMS:
+        if CLAIMS and self.row.requests == CLAIMS:
             gevent.spawn(self.environment.runner.quit)
 
 
@@ -163,7 +182,8 @@ def _user_classes() -> None:
         server = side_by_side.Server(name, "", None)
         for scenario in scenarios:
             class_name = f"{name.title().replace('-', '')}{scenario.__name__}"
-            body = {"abstract": False, "server": server, "checkers": {}, "host": "", "__module__": __name__}
+            row = side_by_side.Row(server, scenario.scenario)
+            body = {"abstract": False, "row": row, "turn": Turn(), "checkers": {}, "host": "", "__module__": __name__}
             globals()[class_name] = type(class_name, (scenario,), body)
 
 
@@ -178,6 +198,9 @@ def _arguments(parser: Any) -> None:
     parser.add_argument(
         "--server-store", default="redis", help="Store of each server: redis, unix or memory", include_in_web_ui=False
     )
+    parser.add_argument(
+        "--turn", type=float, default=2.0, help="Seconds that one class is loaded", include_in_web_ui=False
+    )
 
 
 class SideBySide:
@@ -187,14 +210,15 @@ class SideBySide:
         self.environment = environment
         self.stack = ExitStack()
         self.token = TOKEN
-        self.servers: list[side_by_side.Server] = []
+        self.own = 0.0
+        self._turns: gevent.Greenlet | None = None
 
     def open(self) -> None:
         """Raises ContenderError or Unavailable."""
         options = self.environment.parsed_options
         assert options is not None
         for name in TARGETS or SERVERS:
-            classes = [kind for kind in _all_classes() if kind.server.name == name]
+            classes = [kind for kind in _all_classes() if kind.row.server.name == name]
             if name in TARGETS:
                 server = side_by_side.Server(name, TARGETS[name], None)
             else:
@@ -203,35 +227,67 @@ class SideBySide:
                 self.token = running.token
                 server = side_by_side.Server(name, running.url, running.pid)
                 log.info("%s is up at %s", contender.key, running.url)
-            self.servers.append(server)
             for kind in classes:
-                kind.server, kind.host = server, server.url
+                kind.row.server, kind.host = server, server.url
                 self._set_up(kind)
 
     def close(self) -> None:
         self.stack.close()
 
-    def _in_play(self, server: side_by_side.Server) -> list[type[ClaimUser]]:
-        classes = [kind for kind in self.environment.user_classes if issubclass(kind, ClaimUser)]
-        return [kind for kind in classes if getattr(kind, "server", None) is server]
+    def _in_play(self) -> list[type[ClaimUser]]:
+        return [kind for kind in self.environment.user_classes if issubclass(kind, ClaimUser)]
+
+    def rows(self) -> list[side_by_side.Row]:
+        return [kind.row for kind in self._in_play()]
 
     def start_test(self) -> None:
         """Every figure at 0. Nothing that takes time: until it is done, Locust's page sees no test running."""
-        for server in self.servers:
-            server.limit = sum(sum(kind.counters.values()) for kind in self._in_play(server))
+        for kind in self._in_play():
+            kind.row.limit = sum(kind.counters.values())
         self.reset()
+        # The servers of a scenario one after the other.
+        kinds = sorted(self._in_play(), key=lambda kind: kind.scenario)
+        self._turns = gevent.spawn(self._take_turns, kinds)
+
+    def _take_turns(self, kinds: list[type[ClaimUser]]) -> None:
+        """One class after the other, every second round from the last to the first, so that what drifts meets all."""
+        options, runner = self.environment.parsed_options, self.environment.runner
+        assert options is not None
+        assert runner is not None
+        begun = time.perf_counter()
+        while True:
+            for kind in kinds:
+                turn, row = kind.turn, kind.row
+                row.begin()
+                turn.gate.set()
+                try:
+                    gevent.sleep(options.turn)
+                finally:
+                    turn.gate.clear()
+                    while turn.on_their_way:
+                        gevent.sleep(0.001)
+                    row.end(time.perf_counter() - begun)
+                    self.own = max(self.own, runner.current_cpu_usage)
+            kinds = kinds[::-1]
+
+    def stop_turns(self) -> None:
+        """No more claims; those on their way are waited for."""
+        if self._turns is not None:
+            self._turns.kill()
+            self._turns = None
+        for kind in self._in_play():
+            kind.turn.gate.clear()
 
     def stop_test(self) -> None:
         """Hold the counters against what clients were given; and a new sale for the next test, so that no worker
         remembers the end of this one when it opens."""
-        for server in self.servers:
-            for kind in self._in_play(server):
-                server.faults += self._audit(kind)
-                if issubclass(kind, Burst):
-                    self._set_up(kind)
-            for fault in server.faults:
-                log.error("%s: %s", server.name, fault)
-            if server.faults:
+        for kind in self._in_play():
+            kind.row.faults += self._audit(kind)
+            if issubclass(kind, Burst):
+                self._set_up(kind)
+            for fault in kind.row.faults:
+                log.error("%s: %s", kind.row.server.name, fault)
+            if kind.row.faults:
                 self.environment.process_exit_code = 1
 
     def _audit(self, kind: type[ClaimUser]) -> list[str]:
@@ -243,38 +299,39 @@ class SideBySide:
         faults = []
         for counter, checker in kind.checkers.items():
             try:
-                checker.balance(_count(f"{kind.server.url}/counters/{counter}"), singles=kind.singles)
+                checker.balance(_count(f"{kind.row.server.url}/counters/{counter}"), singles=kind.singles)
             except Wrong as wrong:
                 faults.append(f"{counter}: {wrong}")
         return faults
 
     def reset(self) -> None:
-        for server in self.servers:
-            server.reset()
+        self.own = 0.0
+        for row in self.rows():
+            row.reset()
 
     def _set_up(self, kind: type[ClaimUser]) -> None:
         """The scenario's counters at 0 with their limits. Raises ContenderError."""
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         for counter, limit in kind.counters.items():
-            url = f"{kind.server.url}/counters/{counter}"
+            url = f"{kind.row.server.url}/counters/{counter}"
             if not self.token:
-                raise ContenderError(f"{kind.server.name}: its token is needed in PYTHONRICING_ADMIN_TOKEN")
+                raise ContenderError(f"{kind.row.server.name}: its token is needed in PYTHONRICING_ADMIN_TOKEN")
             _request("DELETE", url, headers)
             status, _ = _request("PUT", url, headers, json.dumps({"limit": limit}).encode())
             if status not in (200, 201):
-                raise ContenderError(f"{kind.server.name} could not set up counter {counter}: status {status}")
+                raise ContenderError(f"{kind.row.server.name} could not set up counter {counter}: status {status}")
         kind.checkers = {counter: Checker(limit) for counter, limit in kind.counters.items()}
 
     def report(self) -> None:
         options = self.environment.parsed_options
         if options is not None and options.headless:
-            print("\nSide by side\n" + side_by_side.as_text(self.servers))
+            print("\nSide by side\n" + side_by_side.as_text(self.rows()) + "\n" + side_by_side.saturation(self.own))
         if options is not None and options.csv_prefix:
-            Path(f"{options.csv_prefix}_side_by_side.csv").write_text(side_by_side.as_csv(self.servers))
+            Path(f"{options.csv_prefix}_side_by_side.csv").write_text(side_by_side.as_csv(self.rows()))
 
 
 def _all_classes() -> list[type[ClaimUser]]:
-    return [kind for kind in globals().values() if isinstance(kind, type) and hasattr(kind, "server")]
+    return [kind for kind in globals().values() if isinstance(kind, type) and hasattr(kind, "row")]
 
 
 def _count(url: str) -> int:
@@ -321,9 +378,10 @@ def _open(environment: Environment, **_: Any) -> None:
         lab.close()
         raise SystemExit(f"loadtests: {error}") from None
     environment.events.test_start.add_listener(lambda **_: lab.start_test())
+    environment.events.test_stopping.add_listener(lambda **_: lab.stop_turns())
     environment.events.test_stop.add_listener(lambda **_: lab.stop_test())
     environment.events.reset_stats.add_listener(lambda **_: lab.reset())
     environment.events.quitting.add_listener(lambda **_: lab.report())
     environment.events.quit.add_listener(lambda **_: lab.close())
     if environment.web_ui is not None:
-        side_by_side.add_tab(environment, lab.servers)
+        side_by_side.add_tab(environment, lab.rows, lambda: lab.own)

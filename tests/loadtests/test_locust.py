@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from loadtests.rig.waiting import free_port
-from loadtests.side_by_side import Server, as_csv, as_text
+from loadtests.side_by_side import Row, Server, as_csv, as_text, saturation
 from tests.loadtests.browser import chromium
 
 LOCUSTFILE = str(Path(__file__).parents[2] / "loadtests" / "locustfile.py")
@@ -36,38 +36,57 @@ def headless(tmp_path: Path, *words: str, **environment: str) -> Any:
     return process.returncode, (tmp_path / "locust.log").read_text()
 
 
-def test_a_row_has_what_the_server_answered() -> None:
-    server = Server("granian", "http://127.0.0.1:1", None)
+def test_a_row_has_what_its_scenario_was_answered_in_its_turns() -> None:
+    row = Row(Server("granian", "http://127.0.0.1:1", None), "burst")
+    row.limit = 90
+    row.begin()
     for number in range(1, 101):
-        server.record(float(number), failed=number == 7, admitted=number <= 90, refused=number > 90)
-    server.limit = 90
-    row = server.row()
-    assert (row["name"], row["requests"], row["failures"], row["admitted"]) == ("granian", 100, 1, "90 of 90")
-    assert row["p50"] == pytest.approx(50, rel=0.03)
-    assert row["p99"] == pytest.approx(99, rel=0.03)
-    assert (row["cpu"], row["memory"]) == ("-", "-")
-    assert "granian" in as_text([server])
-    assert next(csv.DictReader(as_csv([server]).splitlines()))["Admitted of limit"] == "90 of 90"
-    server.reset()
-    assert server.row()["requests"] == 0
+        row.record(float(number), failed=number == 7, admitted=number <= 90, refused=number > 90)
+    row.end(2.0)
+    row.begin()
+    row.end(4.0)
+    cells = row.cells()
+    assert (cells["name"], cells["scenario"], cells["requests"], cells["failures"]) == ("granian", "burst", 100, 1)
+    assert cells["admitted"] == "90 of 90"
+    assert cells["p50"] == pytest.approx(50, rel=0.03)
+    assert cells["p99"] == pytest.approx(99, rel=0.03)
+    assert (cells["cpu"], cells["memory"]) == ("-", "-")
+    ((at, rate, p99, cpu),) = row.points
+    assert (at, cpu) == (2.0, None)
+    assert p99 == pytest.approx(cells["p99"], abs=0.01)
+    assert cells["rps"] == pytest.approx(rate, rel=0.01)
+    assert "granian" in as_text([row])
+    assert next(csv.DictReader(as_csv([row]).splitlines()))["Admitted of limit"] == "90 of 90"
+    row.reset()
+    assert (row.cells()["requests"], row.points) == (0, [])
+
+
+def test_locust_says_when_it_is_its_own_limit() -> None:
+    assert saturation(30) == "Locust itself used up to 30 % of a core."
+    assert "it is saturated" in saturation(99)
 
 
 def test_without_a_web_ui_it_measures_both_servers_and_writes_what_locust_writes(tmp_path: Path) -> None:
     prefix = tmp_path / "run"
     words = ("--csv", str(prefix), "--html", str(tmp_path / "report.html"))
-    status, said = headless(tmp_path, *words, "GranianBurst", "UvicornBurst", "GranianNamed", "UvicornNamed")
+    status, said = headless(
+        tmp_path, *words, "--turn", "0.3", "GranianBurst", "UvicornBurst", "GranianNamed", "UvicornNamed"
+    )
     assert status == 0, said
-    rows = {row["Server"]: row for row in csv.DictReader((tmp_path / "run_side_by_side.csv").read_text().splitlines())}
-    assert rows.keys() == {"granian", "uvicorn"}
+    table = csv.DictReader((tmp_path / "run_side_by_side.csv").read_text().splitlines())
+    rows = {f"{row['Server']} {row['Scenario']}": row for row in table}
+    expected = {f"{server} {scenario}" for server in ("granian", "uvicorn") for scenario in ("burst", "named")}
+    assert rows.keys() == expected
     for row in rows.values():
         assert int(row["# Requests"]) > 0
         assert row["# Failures"] == "0"
         assert float(row["CPU µs/request"]) > 0
         assert float(row["Memory (MB)"]) > 10
     names = {row["Name"] for row in csv.DictReader((tmp_path / "run_stats.csv").read_text().splitlines())}
-    assert names == {f"{server} {scenario}" for server in rows for scenario in ("burst", "named")} | {"Aggregated"}
+    assert names == expected | {"Aggregated"}
     assert "granian burst" in (tmp_path / "report.html").read_text()
     assert "Side by side" in said
+    assert "Locust itself used up to" in said
 
 
 def test_a_server_that_cannot_start_ends_the_run_with_a_clear_line(tmp_path: Path) -> None:
@@ -118,37 +137,52 @@ def test_a_taken_port_of_the_web_ui_ends_it_with_a_clear_line(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_run_started_from_the_browser_shows_both_servers_in_the_tab(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+def test_a_run_started_from_the_browser_shows_rows_and_charts_in_the_tab(
+    tmp_path: Path, width: int, scheme: str
+) -> None:
     with web_ui(tmp_path) as (_, url), chromium() as browser:
-        page = browser.new_page(viewport={"width": 1400, "height": 800})
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
         page.goto(url)
         page.get_by_label("Number of users").fill("8")
         page.get_by_label("Ramp up").fill("8")
         page.get_by_role("button", name="Start").click()
-        page.get_by_role("tab", name="Side by side").click()
+        page.get_by_role("tab", name="Locust").or_(page.get_by_role("tab", name="Statistics")).first.wait_for()
+        page.goto(f"{url}/?tab=side-by-side")
         for server in ("granian", "uvicorn"):
-            row = page.get_by_role("row").filter(has_text=server)
+            row = page.get_by_role("row").filter(has_text=server).first
             row.wait_for(timeout=30_000)
-            requests = row.get_by_role("cell").nth(1)
+            requests = row.get_by_role("cell").nth(3)
             page.wait_for_function(
                 "cell => Number(cell.textContent) > 0", arg=requests.element_handle(), timeout=30_000
             )
-            first = int(requests.text_content())
+            first = float(requests.text_content())
             page.wait_for_function(
-                "([cell, first]) => Number(cell.textContent) > first",
+                "([cell, first]) => Number(cell.textContent) != first",
                 arg=[requests.element_handle(), first],
                 timeout=30_000,
             )
             cells = [cell.text_content() for cell in row.get_by_role("cell").all()]
-            assert cells[6] == "0"
-            assert float(cells[7]) > 0
-            assert float(cells[8]) > 10
-            assert " of " in cells[9]
+            assert cells[1] == "steady"
+            assert cells[7] == "0"
+            assert float(cells[8]) > 0
+            assert float(cells[9]) > 10
+            assert " of " in cells[10]
         headers = [cell.text_content() for cell in page.get_by_role("columnheader").all()]
-        assert headers[0] == "Server"
-        page.screenshot(path=tmp_path / "side-by-side.png")
+        assert headers[:2] == ["Server", "Scenario"]
+        charts = page.locator("#side-by-side-charts svg")
+        page.wait_for_function("document.querySelectorAll('#side-by-side-charts polyline').length == 3 * 8")
+        assert [chart.get_attribute("aria-label").split(",")[0] for chart in charts.all()] == [
+            *("Requests/s", "p99 (ms)", "CPU µs/request")
+        ]
+        assert "Locust itself used" in page.locator("#side-by-side-charts").text_content()
+        box = charts.last.bounding_box()
+        assert 0 <= box["x"] < box["x"] + box["width"] <= width
+        page.screenshot(path=tmp_path / "side-by-side.png", full_page=True)
         with urllib.request.urlopen(f"{url}/side-by-side/csv", timeout=10) as answer:
             assert {row["Server"] for row in csv.DictReader(answer.read().decode().splitlines())} == {
                 "granian",
                 "uvicorn",
             }
+        page.get_by_role("tab", name="Failures").click()
+        page.wait_for_function("!document.getElementById('side-by-side-charts')")
