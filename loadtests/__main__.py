@@ -185,7 +185,7 @@ def compare(
         options = replace(options, slices=10_000, minutes=10)
     if curved:
         options = replace(
-            options, slices=FEWEST if quick else 8, seconds=1 if quick else 2, minutes=1.5 if quick else None
+            options, slices=FEWEST if quick else 12, seconds=1 if quick else 2, minutes=1.5 if quick else None
         )
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
     asked = {options.tool, *(contender.name for contender in contenders)}

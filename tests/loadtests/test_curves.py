@@ -50,7 +50,15 @@ def run(key: str, rate: float, turn: int, ms: float, **changes: Any) -> dict[str
 @pytest.fixture
 def results() -> Results:
     found = Results(
-        {"open": True, "capacity": 4000.0, "scenario": "admitted", "seed": 1, "placements": ("free",), "limit": 100},
+        {
+            "open": True,
+            "capacity": 4000.0,
+            "scenario": "admitted",
+            "seed": 1,
+            "placements": ("free",),
+            "limit": 100,
+            "command": "…",
+        },
         MACHINE,
         contenders={key: {"store_version": "Valkey 9"} for key in (OURS, THEIRS)},
         audits={OURS: {"verdict": "exact"}},
@@ -72,6 +80,16 @@ def test_contenders_are_compared_slice_by_slice_at_the_same_rate(results: Result
     assert found is not None
     assert found.value == pytest.approx(4 / 12, rel=0.01)
     assert (found.slices, found.verdict) == (6, "differs")
+
+
+def test_differences_at_equal_load_are_adjusted_for_how_many_there_are(results: Results) -> None:
+    text = report.as_page(results)
+    assert "0.33 [0.33, 0.34] undecided" in text  # six slices can't say it of six figures
+    assert "differs" not in text
+    results.runs = [each for each in results.runs if each["rate"] == 2000 and each["key"]]
+    for each in [run(k, 2000, t, ms) for t in range(6, 12) for k, ms in ((OURS, 4.0), (THEIRS, 12.0))]:
+        results.runs.append(each)
+    assert "differs" in report.as_page(results)
 
 
 def test_void_slices_are_left_out_and_said(results: Results, tmp_path: Path) -> None:
