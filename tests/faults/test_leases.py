@@ -7,17 +7,20 @@ import json
 import os
 import signal
 import threading
+import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtests.rig.judge import count_of, judge, wait_for_leases, workers
+from loadtests.rig.judge import count_of, judge, tail, wait_for_leases, workers
 from loadtests.rig.load import ADMIN, Load, put_counters, sold_out
 from loadtests.rig.victims import RedisVictim, kill_a_worker
 from loadtests.rig.waiting import wait_until
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.journal import Journal
+from pythonricing.counting.lease import LEASE_SECONDS
 from pythonricing.counting.model import LEASE_RETURN_SECONDS
 from pythonricing.stores import create_store
 
@@ -121,6 +124,10 @@ def test_a_store_that_loses_its_data_while_leases_are_out(
         assert count_of(running, name) >= len(owned)
 
 
+def is_counted(service: Service, name: str, count: int) -> bool:
+    return count_of(service, name) == count
+
+
 def test_a_reset_under_load_reaches_every_lease_and_frees_nothing_of_the_new_epoch(
     victim: Victim, service: Callable[..., Service]
 ) -> None:
@@ -135,12 +142,10 @@ def test_a_reset_under_load_reaches_every_lease_and_frees_nothing_of_the_new_epo
     for name in COUNTERS:
         assert running.get(f"/counters/{name}", "DELETE", **ADMIN)[0] == 204
         assert put(running, name, FAR) in (200, 201)
-
-    def begun() -> bool:
-        recent = load.history.calls[-100:]
-        return all(number < high for call in recent for number in call.numbers)
-
-    wait_until(begun, "every lease of the epoch before to be over")
+    over = time.monotonic() + LEASE_SECONDS
+    load.wait_for(1_000)
+    wait_until(lambda: time.monotonic() > over, "every lease of the epoch before to be over")
+    load.wait_for(1_000)  # what was answered from one may only be read now
     ended = load.done
     load.wait_for(1_000)
     history = load.stop()
@@ -151,7 +156,10 @@ def test_a_reset_under_load_reaches_every_lease_and_frees_nothing_of_the_new_epo
         owned = of_name.owned()
         assert len(owned) == len(set(owned)), history.summary()
         new = [number for number in owned if number < high]
-        wait_until(lambda name=name, new=new: count_of(running, name) == len(new), "leases to come back")  # type: ignore[misc]
+        try:
+            wait_until(partial(is_counted, running, name, len(new)), "leases to come back")
+        except AssertionError:
+            pytest.fail(f"{len(new)} were given, {running.get(f'/counters/{name}')}\n{tail(running)}")
 
 
 def test_a_limit_lowered_under_load_reaches_every_lease(victim: Victim, service: Callable[..., Service]) -> None:
