@@ -113,6 +113,11 @@ MUTANTS = {
         store.PUT, "new_limit, new_most, revision + 1\n", "new_limit, new_most, revision\n"
     ),
     "change begins at 0": Mutant(store.PUT, "elseif lost or new_limit", "elseif start(false) or lost or new_limit"),
+    "change of a lost counter begins an epoch": Mutant(
+        store.PUT,
+        "    base = base < 0 and base or math.max(base, issued)",
+        "    local count = issued\n    start(true)\n    issued = count",
+    ),
     "change that knows of nothing ends a loss": Mutant(
         store.PUT, "(how == 'configure' or not marked)", "how == 'configure'"
     ),

@@ -75,6 +75,7 @@ NOTICED_AT: dict[str, int] = {
     "receipt without what is lent": 64,
     "record expires early": 5,
     "record not believed": 3,
+    "change of a lost counter begins an epoch": 421,
     "record of another epoch believed": 2,
     "refused while a lease is out": 19,
     "repeat takes a new sequence": 3,
