@@ -22,13 +22,13 @@ cp -a --parents /usr/local/bin/{granian,probe,pythonricing} "$root"
 cp -a --parents "$stdlib" "$site" "$root"
 ln -s "$site/pythonricing/serve/granian-log.json" "$root/etc/pythonricing/"
 
-# Tools, tests and documentation of the standard library, what belongs to terminals and to databases in files, and the
-# codecs that neither HTTP nor a store speaks. Anything that the service imports is tried at the end of this script.
+# Tools, tests and documentation of the standard library, what belongs to terminals, to mail and to databases in files, and
+# the codecs that neither HTTP nor a store speaks. Anything that the service imports is tried at the end of this script.
 cd "$root$stdlib"
 rm -rf __phello__ _pyrepl config-* curses dbm ensurepip idlelib lib2to3 pydoc_data sqlite3 test tkinter turtledemo \
     unittest venv xml xmlrpc
-rm -f EXTERNALLY-MANAGED LICENSE.txt __hello__.py _pydecimal.py antigravity.py doctest.py pdb.py pydoc.py \
-    sitecustomize.py this.py turtle.py
+rm -f EXTERNALLY-MANAGED LICENSE.txt __hello__.py _pydecimal.py antigravity.py doctest.py ftplib.py imaplib.py \
+    mailbox.py pdb.py pickletools.py poplib.py pydoc.py sitecustomize.py this.py turtle.py
 rm -f lib-dynload/{_codecs_,_ctypes_test,_curses,_dbm,_sqlite3,_test,_xxtest,readline,xx}*
 find encodings -name '*.py' -regextype posix-extended -not -regex \
     '.*/(__init__|aliases|ascii|charmap|cp1252|idna|iso8859_1|latin_1|punycode|(raw_)?unicode_escape|utf_.*)\.py' -delete
