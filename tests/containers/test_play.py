@@ -12,6 +12,7 @@ import pytest
 
 from loadtests.rig.clients import Client, History, hammer
 from loadtests.rig.waiting import wait_until
+from pythonricing.counting.lease import BUSY
 from tests.containers.podman import IMAGE, POD, inspect, log, logged, numbers, podman, succeeds
 
 if TYPE_CHECKING:
@@ -145,15 +146,19 @@ def test_a_container_killed_under_load_loses_at_most_its_claims_in_flight(played
     assert before.statuses() == {200: len(before.owned()), 0: unanswered}
     assert unanswered > 0, "nothing was in flight at the kill"
 
-    # What is left is admitted to the last number.
+    # What is left is admitted to the last number, and what the workers who are left had taken ahead.
     limit = request(played, path)[1]["count"] + 1_000
     put_counter(played, "killed", limit)
     after = asyncio.run(hammer(played.port, 64, [1] * 3_000, path))
-    assert after.statuses() == {200: 1_000, 429: 2_000}
+    admitted = after.statuses()[200]
+    assert after.statuses() == {200: admitted, 429: 3_000 - admitted}
+    assert admitted >= 1_000
+    assert request(played, path)[1]["count"] == limit
     owned = before.owned() + after.owned()
     assert len(set(owned)) == len(owned)
     assert set(owned) <= set(range(1, limit + 1))
-    assert limit - len(owned) <= unanswered
+    # A worker's lease at most, of 16.
+    assert limit - len(owned) <= unanswered + 16 * BUSY * 0.01
 
 
 def test_the_count_survives_down_and_up(played: Played) -> None:
