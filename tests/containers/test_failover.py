@@ -417,7 +417,8 @@ class Claiming:
             self._processes.append(
                 subprocess.Popen(
                     [*self.machines.inside(), sys.executable, *command],
-                    env=self.machines.environment | settings,
+                    # Without leases, some of which a failover spends: each number has to be somebody's.
+                    env=self.machines.environment | {"PYTHONRICING_LEASE": "0"} | settings,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     text=True,
