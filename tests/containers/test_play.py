@@ -164,6 +164,8 @@ def test_a_container_killed_under_load_loses_at_most_its_claims_in_flight(played
 def test_the_count_survives_down_and_up(played: Played) -> None:
     put_counter(played, "survivor", 1_000)
     before = asyncio.run(hammer(played.port, 16, [1] * 400, "/counters/survivor")).owned()
+    # The store stops with its workers, who can't give back to it any more.
+    wait_until(lambda: request(played, "/counters/survivor")[1]["count"] == 400, "leases to come back")
     played.down()
     assert not succeeds("pod", "inspect", POD)
     assert not podman("ps", "--all", "--quiet", "--filter", f"name={POD}")
