@@ -64,8 +64,8 @@ docs-check: .venv/dev  ## hold README and docs to the links, commands, settings 
 
 .PHONY: image sbom
 image:  ## build the image with its revision and date; needs podman
-	podman build --build-arg REVISION="$$(git describe --always --abbrev=40 --dirty --match=)" \
-		--build-arg CREATED="$$(date -u +%Y-%m-%dT%H:%M:%SZ)" --tag localhost/pythonricing $(ARGS) .
+	podman build --label org.opencontainers.image.revision="$$(git describe --always --abbrev=40 --dirty --match=)" \
+		--label org.opencontainers.image.created="$$(date -u +%Y-%m-%dT%H:%M:%SZ)" --tag localhost/pythonricing $(ARGS) .
 
 sbom: .venv/dev  ## what is in the image, and under which licences; writes results/sbom.json (CycloneDX); needs podman
 	@mkdir -p results
