@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pythonricing.counting.lease import LEASE_SECONDS
-from pythonricing.counting.model import LEASE_RETURN_SECONDS
+from pythonricing.counting.model import LEASE_RETURN_SECONDS, LEASE_SECONDS
 
 if TYPE_CHECKING:
     from tests.simulation.history import Grant, Operation

@@ -22,6 +22,7 @@ from pythonricing.counting.model import (
     Batch,
     Counter,
     NoSuchCounter,
+    Rules,
     Run,
     Seen,
     StoreError,
@@ -231,7 +232,7 @@ class Told:
                 limit = step.limit
                 if limit is not None and limit < 0:
                     limit = (self._seen[-1].issued if self._seen else 0) - limit - 1
-                return await store.put(self._name, word, limit, step.most, how)
+                return await store.put(self._name, word, limit, Rules(most=step.most), how)
 
     async def _claim(self, step: Step, seen: Seen | None) -> Verdict:
         self._sequence += not step.again

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 
 from pythonricing.counting.model import (
+    KEEP,
     KEY_SECONDS,
     LEASE_RETURN_SECONDS,
     RECEIPT_SECONDS,
@@ -22,6 +23,7 @@ from pythonricing.counting.model import (
     Counter,
     NoSuchCounter,
     Replay,
+    Rules,
     Seen,
     StateLost,
     StoreError,
@@ -142,10 +144,10 @@ class RedisStore:
         return int((await self._script(CLOCK, name, keys, confirm=False))[0])
 
     async def put(
-        self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
+        self, name: str, word: Word, limit: int | None, rules: Rules = KEEP, how: How = "change"
     ) -> tuple[Counter, bool]:
-        rules = ("" if limit is None else limit, "" if most is None else most, how)
-        created, *words = await self._word(PUT, name, word, *rules)
+        options = ("" if limit is None else limit, "" if rules.most is None else rules.most, how)
+        created, *words = await self._word(PUT, name, word, *options)
         self._indexed.discard(name)  # another worker may have deleted it
         self._index(name)
         return _counter(name, words), created == b"1"
