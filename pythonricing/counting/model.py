@@ -206,7 +206,7 @@ class Counter(msgspec.Struct, frozen=True):
     given_back: int = 0
     #: The Unix second at which the next hold expires, at the earliest; 0: none is known.
     due: int = 0
-    #: The store's time in microseconds; 0 where nothing here depends on it.
+    #: The store's time in microseconds; 0 where the counter neither renews nor has anything held.
     now: int = 0
     #: How many numbers went back just now because their holds had expired.
     expired: int = 0

@@ -151,7 +151,7 @@ class MemoryStore:
             state.ends,
             state.resolved,
             due(state),
-            now,
+            now if state.ends or state.held else 0,
             expired,
             refused,
         )
@@ -285,7 +285,7 @@ class MemoryStore:
             state.held,
             total(state.back),
             due(state),
-            now,
+            now if state.ends or state.held else 0,
             expired,
         )
 
