@@ -6,7 +6,7 @@ never given again: so later numbers pass the limit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pythonricing.counting.model import MAX_DUE, RESOLVED_SECONDS, NoSuchNumber, NumberLeased, Resolution
 from pythonricing.counting.rules import Hold, Lease, joined, may_come_back, total
@@ -14,7 +14,7 @@ from pythonricing.counting.rules import Hold, Lease, joined, may_come_back, tota
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pythonricing.counting.model import Action, Run, Wish
+    from pythonricing.counting.model import Action, Outcome, Run, Wish
     from pythonricing.counting.rules import State
 
 
@@ -143,9 +143,7 @@ def without(runs: Sequence[Run], others: Sequence[Run]) -> list[Run]:
     return left
 
 
-def _settle(
-    state: State, id: str, outcome: Literal["confirmed", "released", "expired"], kept: list[Run], second: int
-) -> Hold:
+def _settle(state: State, id: str, outcome: Outcome, kept: list[Run], second: int) -> Hold:
     """Resolve a hold; what is not kept goes back, if the window is still its own."""
     hold = state.holds[id]
     if hold.epoch == state.epoch:

@@ -245,6 +245,8 @@ class Rules(msgspec.Struct, frozen=True):
 
 #: All rules stay as they are.
 KEEP = Rules()
+#: What became of a hold.
+Outcome = Literal["held", "confirmed", "released", "expired"]
 #: What to do with a hold.
 Action = Literal["confirm", "release"]
 
@@ -252,7 +254,7 @@ Action = Literal["confirm", "release"]
 class Resolution(msgspec.Struct, frozen=True):
     """What became of a hold; "held": nothing, because more should be confirmed than the hold has."""
 
-    outcome: Literal["held", "confirmed", "released", "expired"]
+    outcome: Outcome
     #: How many numbers it was for.
     size: int
     #: The numbers that are confirmed, which are the first ones of it.

@@ -7,7 +7,7 @@ docs/protocol.md says why each rule is needed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,7 +26,7 @@ from pythonricing.counting.windows import window
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pythonricing.counting.model import Replay, Run, Seen, Wish
+    from pythonricing.counting.model import Outcome, Replay, Run, Seen, Wish
 
 #: As a base: the epoch was begun by somebody who knew of all numbers before it, and meant to start over.
 ALL = 2**53
@@ -62,7 +62,7 @@ class Hold(msgspec.Struct):
     size: int
     runs: list[Run]
     claimant: str = ""
-    outcome: Literal["held", "confirmed", "released", "expired"] = "held"
+    outcome: Outcome = "held"
     #: The Unix second until which a resolved one is remembered.
     until: int = 0
 

@@ -243,7 +243,10 @@ class MemoryStore:
         if (name, word.id) in self._words:
             return cast("Seen", self._words[name, word.id])
         self._in_time(name, word)
-        state, _ = reconcile(self._states.get(name), word.seen)
+        before = self._states.get(name)
+        if before is not None:
+            renew(before, self._now())
+        state, _ = reconcile(before, word.seen)
         if state is None or (state.deleted and not state.lost):
             raise _missing(name, state)
         self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True)
