@@ -153,7 +153,7 @@ class MemoryStore:
             due(state),
             now if state.ends or state.held else 0,
             expired,
-            refused,
+            tuple(refused),
         )
         self._receipts[batch.name, batch.worker] = (batch.sequence, verdict)
         return verdict
@@ -266,6 +266,10 @@ class MemoryStore:
     def _now(self) -> int:
         return time.time_ns() // 1000
 
+    def _seconds(self) -> float:
+        """What idempotency keys are forgotten by."""
+        return time.monotonic()
+
     def _shown(self, name: str, state: State, raised: int | None = None, expired: int = 0) -> Counter:
         now = self._now()
         return Counter(
@@ -350,10 +354,10 @@ class MemoryStore:
 
     def _remember(self, name: str, epoch: int, key: str, replay: Replay) -> None:
         kept, seconds = (self._admitted, KEY_SECONDS) if replay.admitted else (self._refused, REFUSED_KEY_SECONDS)
-        kept[name, epoch, key] = (time.monotonic() + seconds, replay)
+        kept[name, epoch, key] = (self._seconds() + seconds, replay)
 
     def _remembered(self, name: str, epoch: int, key: str) -> Replay | None:
-        now = time.monotonic()
+        now = self._seconds()
         for kept in (self._admitted, self._refused):
             while kept and next(iter(kept.values()))[0] <= now:
                 kept.popitem(last=False)

@@ -135,7 +135,7 @@ class RedisStore:
         else:
             *numbers, every, zone, capped = sale.decode().split(":")
             each, ends, resolved, _, _, due, now, expired = map(int, numbers)
-            places = [int(place) for place in capped.split(",")] if capped else []
+            places = tuple(map(int, capped.split(","))) if capped else ()
             more = {"each": each, "every": every, "zone": zone, "ends": ends, "resolved": resolved, "due": due}
             more |= {"now": now, "expired": expired, "capped": places}
         return Verdict(
