@@ -249,7 +249,9 @@ class MemoryStore:
         state, _ = reconcile(before, word.seen)
         if state is None or (state.deleted and not state.lost):
             raise _missing(name, state)
-        self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True)
+        self._states[name] = State(
+            state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True, began=state.epoch
+        )
         return self._said(name, word, Seen(state.epoch, state.revision + 1, 0, 0, deleted=True))
 
     async def browse(self, limit: int, after: str = "") -> list[Counter]:

@@ -130,7 +130,7 @@ local forgotten = false -- whether what was free and leased is over
 
 -- Claims mostly find the state that their worker has seen, and need nothing of what follows. Functions that capture the
 -- state cost a fifth of the script, so they are only made where they may be needed.
-local save, forget, start, reconcile, recover, missing, renew, follow, rule, clear
+local save, forget, start, reconcile, recover, missing, renew, follow, rule, clear, window
 local over = false -- the reply that asks for the window that contains the time
 local settled = script == 'claim' and stored[4] == ARGV[1] and stored[5] == ARGV[2] and issued >= tonumber(ARGV[3])
   and moved >= tonumber(ARGV[7]) and not lost and not deleted and not (sale and 0 < sale.ends and sale.ends <= now)
@@ -249,7 +249,7 @@ if not settled then
   local begins, stops = tonumber(more[6]), tonumber(more[7])
 
   -- Begin and end of the window that contains the time; or nil, and `over` asks for it.
-  local function window(every, zone)
+  function window(every, zone)
     local length, unit = string.match(every, '^(%d+)([smhd])$')
     if length then
       length = length * ({ s = 1, m = 60, h = 3600, d = 86400 })[unit] * 1000000

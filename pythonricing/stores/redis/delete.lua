@@ -23,6 +23,9 @@ end
 issued, moved, limit, most, base, revision = 0, 0, 0, 0, ALL, revision + 1
 rule(0, '', '', true)
 clear()
+if sale then
+  sale.began, sale.resolved = epoch, 0
+end
 forget()
 lost, deleted = false, true
 save()

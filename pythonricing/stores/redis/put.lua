@@ -26,6 +26,9 @@ if now > tonumber(ARGV[11]) then
 end
 
 local how = ARGV[18]
+if ARGV[16] ~= '' and ARGV[16] ~= '-' and not window(ARGV[16], ARGV[17]) then
+  return over -- before anything is kept
+end
 if how ~= 'restart' then
   local gone, marked = recover()
   if over then
