@@ -249,9 +249,7 @@ class MemoryStore:
         state, _ = reconcile(before, word.seen)
         if state is None or (state.deleted and not state.lost):
             raise _missing(name, state)
-        self._states[name] = State(
-            state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True, began=state.epoch
-        )
+        self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True, began=state.epoch)
         return self._said(name, word, Seen(state.epoch, state.revision + 1, 0, 0, deleted=True))
 
     async def browse(self, limit: int, after: str = "") -> list[Counter]:
