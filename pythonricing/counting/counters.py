@@ -217,6 +217,7 @@ class Counters:
             raise TooMany(resolution.size)
         if resolution.outcome != "confirmed" or total(resolution.numbers) != (number or resolution.size):
             raise HoldResolved(resolution)
+        self._journal.resolved(name, counter.limit, resolution)
         return resolution, counter
 
     async def release(self, name: str, id: str) -> tuple[Resolution, Counter]:
@@ -224,6 +225,7 @@ class Counters:
         resolution, counter = await self._resolve(name, id, "release", None)
         if resolution.outcome != "released":
             raise HoldResolved(resolution)
+        self._journal.resolved(name, counter.limit, resolution)
         return resolution, counter
 
     async def give_back(self, name: str, runs: Sequence[Run]) -> tuple[int, Counter]:
@@ -253,9 +255,7 @@ class Counters:
             raise NoSuchHold
         if resolution.outcome == "expired":
             raise HoldExpired(resolution)
-        if resolution.outcome != "held":
-            lane.unhalt()
-            self._journal.resolved(name, counter.limit, resolution)
+        lane.unhalt()
         return resolution, counter
 
     async def configure(self, name: str, limit: int) -> Counter:
