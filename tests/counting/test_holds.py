@@ -282,7 +282,7 @@ def test_a_claimant_owns_at_most_so_many() -> None:
     sale = Sale(100, each=4)
     assert sale.claim_(3, claimant="alice").runs == [(1, 3)]
     assert sale.claim_(2, 1, claimant="alice").runs == [(4, 4)]
-    assert sale.claim_(1, claimant="alice").capped == [0]
+    assert sale.claim_(1, claimant="alice").capped == (0,)
     assert sale.claim_(4, claimant="bob").runs == [(5, 8)]
 
 
@@ -290,7 +290,7 @@ def test_the_total_refuses_too() -> None:
     sale = Sale(5, each=4)
     sale.claim_(4, claimant="alice")
     verdict = sale.claim_(2, claimant="bob")
-    assert (verdict.runs, verdict.capped) == ([], [])
+    assert (verdict.runs, verdict.capped) == ([], ())
 
 
 @pytest.mark.parametrize("way", ["release", "expiry", "operator", "part"])
@@ -308,11 +308,11 @@ def test_what_goes_back_goes_back_to_its_claimant_s_share(way: str) -> None:
             sale.resolve_("a", "release")
         case _:
             sale.resolve_("a", "confirm", 1)
-            assert sale.claim_(4, claimant="alice").capped == [0]
+            assert sale.claim_(4, claimant="alice").capped == (0,)
             assert sale.claim_(3, claimant="alice").runs == [(5, 7)]
             return
     assert sale.claim_(4, claimant="alice").runs == [(5, 8)]
-    assert sale.claim_(1, claimant="alice").capped == [0]
+    assert sale.claim_(1, claimant="alice").capped == (0,)
 
 
 def test_a_claimant_who_owns_nothing_leaves_no_entry() -> None:
