@@ -144,14 +144,9 @@ if free[1] then
   end
 end
 
--- How many numbers may come back before long: from leases, and from holds that have expired.
-local function waiting()
-  return out(lease, lease_at) + (more and sale.held or 0)
-end
-
 local known_issued, taken = issued, issued - total(free) - given
 local before, runs, records, keyed, waited = taken, {}, {}, 2, false
-local refused, place, i = {}, 0, 21 -- the claims that shares refuse, by their place in the batch
+local place, i, refused = 0, 21, false -- the claims that shares refuse, by their place in the batch
 while i < #ARGV do
   local times, size = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
   i, place = i + 2, place + math.max(times, 1)
@@ -170,7 +165,7 @@ while i < #ARGV do
         issued = issued + admitted * size
       end
       if admitted < times and not waited then
-        waited = waiting()
+        waited = out(lease, lease_at) + (more and sale.held or 0)
       end
     end
   else
@@ -198,9 +193,10 @@ while i < #ARGV do
         number, several = got[#got][2], got[2] and text(got) or ''
         expires = times == 0 and own(got, size, id, seconds, claimant) or 0
       elseif above then
+        refused = refused or {}
         refused[#refused + 1] = place - 1
       elseif not waited then
-        waited = waiting()
+        waited = out(lease, lease_at) + (more and sale.held or 0)
       end
       -- A refusal is remembered once no lease can make room any more.
       if record and (admitted or above or taken + size - waited > limit) then
@@ -217,7 +213,7 @@ while i < #ARGV do
   end
 end
 if not waited and (sequence == 0 or taken >= limit) then
-  waited = waiting()
+  waited = out(lease, lease_at) + (more and sale.held or 0)
 end
 
 -- Plenty may be left to be lent.
@@ -262,7 +258,7 @@ local reply = saved and { ARGV[12], digits(epoch), digits(revision), digits(limi
 reply[6] = string.format('%.0f %.0f %.0f %.0f', before, issued, moved, waited or 0)
 reply[7] = runs[1] and text(runs) or '-'
 reply[8] = lent[1] and text(lent) or '-'
-reply[9] = told(refused)
+reply[9] = sale and told(refused) or '-'
 for _, record in ipairs(records) do
   reply[#reply + 1] = record
 end

@@ -135,30 +135,33 @@ local over = false -- the reply that asks for the window that contains the time
 local settled = script == 'claim' and stored[4] == ARGV[1] and stored[5] == ARGV[2] and issued >= tonumber(ARGV[3])
   and moved >= tonumber(ARGV[7]) and not lost and not deleted and not (sale and 0 < sale.ends and sale.ends <= now)
 
--- What a counter with holds, give-backs, claimants or windows has of its own; made where it has none.
-local function special()
-  if not sale then
-    now = now or time()
-    sale = { given = 0, held = 0, due = 0, heap = 0, chunk = '-', each = 0, ends = 0, began = epoch or 0, resolved = 0,
-      losses = 0, every = '', zone = '', workers = {} }
-    for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-      if string.sub(field, 1, 6) == 'lease:' then
-        sale.workers[#sale.workers + 1] = string.sub(field, 7)
+local special, save_sale
+if sale or not settled or ARGV[20] == '1' then
+  -- What a counter with holds, give-backs, claimants or windows has of its own; made where it has none.
+  function special()
+    if not sale then
+      now = now or time()
+      sale = { given = 0, held = 0, due = 0, heap = 0, chunk = '-', each = 0, ends = 0, began = epoch or 0, resolved = 0,
+        losses = 0, every = '', zone = '', workers = {} }
+      for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+        if string.sub(field, 1, 6) == 'lease:' then
+          sale.workers[#sale.workers + 1] = string.sub(field, 7)
+        end
       end
     end
+    return sale
   end
-  return sale
-end
 
-local function save_sale()
-  local function word(text)
-    return text ~= '' and text or '-'
+  function save_sale()
+    local function word(text)
+      return text ~= '' and text or '-'
+    end
+    local workers = sale.workers[1] and ' ' .. table.concat(sale.workers, ' ') or ''
+    redis.call('HSET', KEYS[1], 'version', VERSION, 'moved', digits(moved), 'sale',
+      string.format('%.0f %.0f %.0f %.0f %s %.0f %.0f %.0f %.0f %.0f %s %s', sale.given, sale.held, sale.due, sale.heap,
+        sale.chunk, sale.each, sale.ends, sale.began, sale.resolved, sale.losses, word(sale.every), word(sale.zone))
+      .. workers)
   end
-  local workers = sale.workers[1] and ' ' .. table.concat(sale.workers, ' ') or ''
-  redis.call('HSET', KEYS[1], 'version', VERSION, 'moved', digits(moved), 'sale',
-    string.format('%.0f %.0f %.0f %.0f %s %.0f %.0f %.0f %.0f %.0f %s %s', sale.given, sale.held, sale.due, sale.heap,
-      sale.chunk, sale.each, sale.ends, sale.began, sale.resolved, sale.losses, word(sale.every), word(sale.zone))
-    .. workers)
 end
 
 if not settled then
@@ -347,7 +350,8 @@ if not settled then
     -- What is stored as free may have been given since, what is stored as leased may have come back, and what is stored as
     -- held may be resolved.
     forget()
-    if sale then
+    if sale or seen_resolved > 0 then
+      special()
       sale.held, sale.losses, sale.resolved = 0, sale.losses + 1, math.max(sale.resolved, seen_resolved)
     end
     raised = digits(before)

@@ -16,8 +16,11 @@ local capped, own, expire, resolve, mark, keep
 local due = 0 -- numbers that went back because their holds have expired
 local more = false -- whether holds that have expired are left
 
-if sale or script == 'give_back' or script == 'claim' and ARGV[20] == '1' then
-  special()
+local told, list_worker
+if sale or not settled or ARGV[20] == '1' then
+  if script == 'give_back' or script == 'claim' and ARGV[20] == '1' then
+    special()
+  end
   local chunks, shares = {}, {}
 
   local function chunk_of(index)
@@ -247,24 +250,24 @@ if sale or script == 'give_back' or script == 'claim' and ARGV[20] == '1' then
       save_sale()
     end
   end
-end
 
--- This worker has a lease.
-local function list_worker()
-  for _, worker in ipairs(sale.workers) do
-    if worker == ARGV[10] then
-      return
+  -- This worker has a lease.
+  function list_worker()
+    for _, worker in ipairs(sale.workers) do
+      if worker == ARGV[10] then
+        return
+      end
     end
+    sale.workers[#sale.workers + 1], altered = ARGV[10], true
   end
-  sale.workers[#sale.workers + 1], altered = ARGV[10], true
-end
 
--- What a reply tells of all this; `refused`: the claims that their claimants' shares refuse. One word.
-local function told(refused)
-  if not sale then
-    return '-'
+  -- What a reply tells of all this; `refused`: the claims that their claimants' shares refuse. One word.
+  function told(refused)
+    if not sale then
+      return '-'
+    end
+    local told_now, held = sale.ends > 0 or sale.held > 0, sale.held > 0
+    return string.format('%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%s:%s:%s', sale.each, sale.ends, sale.resolved, sale.held,
+      sale.given, held and sale.due or 0, told_now and now or 0, due, sale.every, sale.zone, table.concat(refused or {}, ','))
   end
-  local told_now, held = sale.ends > 0 or sale.held > 0, sale.held > 0
-  return string.format('%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%.0f:%s:%s:%s', sale.each, sale.ends, sale.resolved, sale.held,
-    sale.given, held and sale.due or 0, told_now and now or 0, due, sale.every, sale.zone, table.concat(refused or {}, ','))
 end

@@ -5,7 +5,7 @@
 if deleted and not lost or not issued then
   return 'GONE'
 end
-if expire and not lost then
+if sale and not lost then
   expire()
   keep()
 end

@@ -78,7 +78,7 @@ if over then
 elseif missed ~= nil then
   save()
 end
-if expire then
+if sale then
   expire()
   keep()
 end

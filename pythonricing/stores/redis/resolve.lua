@@ -23,7 +23,7 @@ elseif deleted or not issued then
 end
 
 local found
-if resolve then
+if sale then
   expire()
   found = resolve(ARGV[12], ARGV[13], tonumber(ARGV[14]))
   keep()
