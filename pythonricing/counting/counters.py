@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 import uuid
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -11,14 +12,32 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from pythonricing.counting.lane import Lane, Worker
-from pythonricing.counting.model import DEFAULT, NoSuchCounter, StateLost, StoreError, StoreUnavailable, Word
+from pythonricing.counting.model import (
+    DEFAULT,
+    KEEP,
+    MAX_NUMBERS,
+    BadRules,
+    HoldExpired,
+    HoldResolved,
+    NoSuchCounter,
+    NoSuchHold,
+    Rules,
+    StateLost,
+    StoreError,
+    StoreUnavailable,
+    TooMany,
+    Wish,
+    Word,
+)
+from pythonricing.counting.rules import total
 from pythonricing.counting.store import trouble
+from pythonricing.counting.windows import check
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from pythonricing.counting.journal import Journal
-    from pythonricing.counting.model import Answer, Counter, How, Seen
+    from pythonricing.counting.model import Action, Answer, Counter, How, Resolution, Run, Seen
     from pythonricing.counting.store import Store
 
 #: Claims that a worker holds while they wait for the store; those on one counter are at most half of them.
@@ -31,6 +50,9 @@ ASK_SECONDS = 0.25
 MAX_TOLD = 1000
 #: Seconds after which the limit of the settings is tried again.
 CONFIGURE_SECONDS = 0.1
+
+#: Random bytes in the id of a hold.
+HOLD_BYTES = 16
 
 T = TypeVar("T")
 
@@ -114,15 +136,27 @@ class Counters:
         await self._store.close()
 
     def claim(
-        self, name: str, size: int = 1, key: str | None = None, gone: Callable[[], Awaitable[None]] | None = None
+        self,
+        name: str,
+        size: int = 1,
+        key: str | None = None,
+        gone: Callable[[], Awaitable[None]] | None = None,
+        *,
+        hold: int = 0,
+        claimant: str = "",
     ) -> asyncio.Future[Answer]:
         """Claim `size` of a counter's numbers, all or nothing.
 
-        `gone` returns once nobody waits for the answer any more; it is only asked about a claim that takes long.
-        The future raises NoSuchCounter, KeyReused, StateLost, and StoreUnavailable if the store didn't answer in time;
-        Overloaded is raised at once.
+        With `hold` they go back after so many seconds, 1 to MAX_HOLD_SECONDS, unless they are confirmed: the answer has
+        the hold's id. `claimant` says for whom they are, on a counter that has a limit for each. `gone` returns once
+        nobody waits for the answer any more; it is only asked about a claim that takes long.
+        The future raises NoSuchCounter, KeyReused, TooMany, ClaimantMissing, ClaimantUnwanted, StateLost, and
+        StoreUnavailable if the store didn't answer in time; Overloaded is raised at once.
         """
-        return (self._lanes.get(name) or self._lane(name)).claim(size, key, gone)
+        wish = None
+        if hold or claimant:
+            wish = Wish(secrets.token_urlsafe(HOLD_BYTES) if hold else "", hold, claimant)
+        return (self._lanes.get(name) or self._lane(name)).claim(size, key, gone, wish)
 
     async def read(self, name: str) -> Counter:
         """The counter as the store has it. Raises NoSuchCounter, StateLost, StoreUnavailable."""
@@ -159,20 +193,77 @@ class Counters:
             await self.read(DEFAULT)
         return Condition(unreachable, lost)
 
-    async def put(self, name: str, limit: int, most: int = 0) -> tuple[Counter, bool]:
-        """Create a counter, or change its limit and its largest claim (0: no bound) and keep its count.
+    async def put(
+        self, name: str, limit: int, most: int = 0, each: int = 0, every: str = "", zone: str = ""
+    ) -> tuple[Counter, bool]:
+        """Create a counter, or change its limit and its rules (see Rules) and keep its count.
 
-        Returns it and whether it was created. Raises StateLost if this is the first to notice a loss: the next one ends
-        that. Raises StoreUnavailable: it may have taken effect, but will not any more.
+        Returns it and whether it was created. Raises BadRules; StateLost if this is the first to notice a loss: the
+        next one ends that; and StoreUnavailable: it may have taken effect, but will not any more.
         """
-        return await self._change(name, limit, most, "change")
+        if each > limit:
+            raise BadRules("each is above the limit")
+        check(every, zone)
+        return await self._change(name, limit, Rules(most, each, every, zone), "change")
+
+    async def confirm(self, name: str, id: str, number: int | None = None) -> tuple[Resolution, Counter]:
+        """Make so many numbers of a hold (None: all) its claimant's for good; the others go back.
+
+        Again it returns the same. Raises NoSuchHold, NoSuchCounter, HoldExpired, HoldResolved if it was released or
+        another number was confirmed, TooMany if the hold has fewer numbers, StateLost, and StoreUnavailable as put.
+        """
+        resolution, counter = await self._resolve(name, id, "confirm", number)
+        if resolution.outcome == "held":
+            raise TooMany(resolution.size)
+        if resolution.outcome != "confirmed" or total(resolution.numbers) != (number or resolution.size):
+            raise HoldResolved(resolution)
+        self._journal.resolved(name, counter.limit, resolution)
+        return resolution, counter
+
+    async def release(self, name: str, id: str) -> tuple[Resolution, Counter]:
+        """Give a hold's numbers back. Again it returns the same. Raises as confirm does; HoldResolved if confirmed."""
+        resolution, counter = await self._resolve(name, id, "release", None)
+        if resolution.outcome != "released":
+            raise HoldResolved(resolution)
+        self._journal.resolved(name, counter.limit, resolution)
+        return resolution, counter
+
+    async def give_back(self, name: str, runs: Sequence[Run]) -> tuple[int, Counter]:
+        """Give numbers back that somebody owns, all or nothing. Returns how many of them had not been before.
+
+        Raises NoSuchNumber if one was never given; TooMany for more than MAX_NUMBERS; NoSuchCounter, StateLost, and
+        StoreUnavailable as put does.
+        """
+        if total(runs) > MAX_NUMBERS:
+            raise TooMany(MAX_NUMBERS)
+        lane = self._lanes.get(name)
+        if lane is not None:
+            lane.end_lease()
+        with self._told(name):
+            given, counter = await self._speak(name, lambda word: self._store.give_back(name, word, runs))
+        self._learn(counter).unhalt()
+        self._journal.given_back(name, runs, given)
+        return given, counter
+
+    async def _resolve(self, name: str, id: str, action: Action, number: int | None) -> tuple[Resolution, Counter]:
+        with self._told(name):
+            resolution, counter = await self._speak(
+                name, lambda word: self._store.resolve(name, word, id, action, number)
+            )
+        lane = self._learn(counter)
+        if resolution is None:
+            raise NoSuchHold
+        if resolution.outcome == "expired":
+            raise HoldExpired(resolution)
+        lane.unhalt()
+        return resolution, counter
 
     async def configure(self, name: str, limit: int) -> Counter:
         """Create a counter or set its limit, as settings do: no operator's word, so that what was lost stays lost.
 
         Raises StateLost, and StoreUnavailable as put does.
         """
-        counter, _ = await self._change(name, limit, None, "configure")
+        counter, _ = await self._change(name, limit, KEEP, "configure")
         return counter
 
     async def delete(self, name: str) -> None:
@@ -192,17 +283,17 @@ class Counters:
         Raises as delete does.
         """
         try:
-            counter, _ = await self._change(name, None, None, "restart")
+            counter, _ = await self._change(name, None, KEEP, "restart")
         except NoSuchCounter:
             limit = self._worker.create_with(name) if limit is None else limit
             if limit is None:
                 raise
-            counter, _ = await self._change(name, limit, None, "restart")
+            counter, _ = await self._change(name, limit, KEEP, "restart")
         return counter
 
-    async def _change(self, name: str, limit: int | None, most: int | None, how: How) -> tuple[Counter, bool]:
+    async def _change(self, name: str, limit: int | None, rules: Rules, how: How) -> tuple[Counter, bool]:
         with self._told(name):
-            counter, created = await self._speak(name, lambda word: self._store.put(name, word, limit, most, how))
+            counter, created = await self._speak(name, lambda word: self._store.put(name, word, limit, rules, how))
         self._learn(counter).unhalt()
         return counter, created
 
@@ -262,6 +353,8 @@ class Counters:
         lane = self._lanes.get(counter.name) or self._lane(counter.name)
         if counter.raised is not None:
             self._journal.raised(counter.name, counter.raised, counter.issued)
+        if counter.expired:
+            self._journal.expired(counter.name, counter.expired)
         lane.see(counter.seen)
         return lane
 
@@ -303,7 +396,7 @@ class Counters:
         while not self._worker.configured.is_set():
             await self._store.ready(DEFAULT)
             try:
-                await self._change(DEFAULT, limit, None, "configure")
+                await self._change(DEFAULT, limit, KEEP, "configure")
             except StateLost:
                 # A lost counter stays lost until an operator speaks; claims will say so.
                 self._worker.configured.set()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pythonricing.counting.model import Run, Seen
+    from pythonricing.counting.model import Resolution, Run, Seen
 
 
 #: What a command is sent for: it has claims, or none but asks for a lease, or only gives one back.
@@ -31,6 +31,15 @@ class Journal:
 
     def refused(self, name: str, claims: int) -> None:
         """Claims were refused from memory."""
+
+    def resolved(self, name: str, limit: int, resolution: Resolution) -> None:
+        """A hold was confirmed or released, as somebody asked for; told again if it is asked for again."""
+
+    def given_back(self, name: str, runs: Sequence[Run], numbers: int) -> None:
+        """An operator gave these numbers back; so many of them had not been before."""
+
+    def expired(self, name: str, numbers: int) -> None:
+        """So many numbers went back because their holds had expired."""
 
     def unavailable(self, name: str, claims: int) -> None:
         """Claims were given up before the store answered."""
@@ -79,6 +88,18 @@ class Journals(Journal):
     def refused(self, name: str, claims: int) -> None:
         for journal in self._journals:
             journal.refused(name, claims)
+
+    def resolved(self, name: str, limit: int, resolution: Resolution) -> None:
+        for journal in self._journals:
+            journal.resolved(name, limit, resolution)
+
+    def given_back(self, name: str, runs: Sequence[Run], numbers: int) -> None:
+        for journal in self._journals:
+            journal.given_back(name, runs, numbers)
+
+    def expired(self, name: str, numbers: int) -> None:
+        for journal in self._journals:
+            journal.expired(name, numbers)
 
     def unavailable(self, name: str, claims: int) -> None:
         for journal in self._journals:

@@ -17,19 +17,21 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from pythonricing.counting.lease import LEASE_SECONDS, Lease
+from pythonricing.counting.lease import Lease
 from pythonricing.counting.model import (
     DEFAULT,
     DEFAULT_LIMIT,
     LEASE_RETURN_SECONDS,
+    LEASE_SECONDS,
     RECEIPT_SECONDS,
     TOMBSTONE_SECONDS,
     Answer,
     Batch,
+    ClaimantMissing,
+    ClaimantUnwanted,
     KeyReused,
     NoSuchCounter,
     Overloaded,
-    Seen,
     StateLost,
     StoreRejected,
     StoreUnavailable,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from pythonricing.counting.journal import Journal, Kind
-    from pythonricing.counting.model import Run, Verdict
+    from pythonricing.counting.model import Run, Seen, Verdict, Wish
     from pythonricing.counting.store import Store
 
 #: Claims in one batch; Redis executes nothing else meanwhile.
@@ -68,6 +70,8 @@ class Claim(msgspec.Struct):
     key: str | None
     future: asyncio.Future[Answer]
     deadline: float
+    #: What it asks for beside numbers.
+    wish: Wish | None
     #: Returns once nobody waits for the answer any more; None when it has been asked.
     gone: Callable[[], Awaitable[None]] | None
     #: Until when it waits for leases that may make room for it; 0 before it was found that one might.
@@ -168,6 +172,7 @@ class Lane:
         "_expected",
         "_given",
         "_halted",
+        "_halted_each",
         "_halted_until",
         "_in_flight",
         "_leased",
@@ -198,6 +203,7 @@ class Lane:
         self._seen_at = 0.0
         self._halted: asyncio.Future[Answer] | None = None  # the refusal
         self._halted_until = 0.0
+        self._halted_each = False  # whether claims have to name a claimant
         self._refused = 0  # from memory, and not told yet
         self.lease = Lease(worker.lease, worker.clock)
         self._leased = 0  # of which the journal was told
@@ -207,21 +213,24 @@ class Lane:
         self._ending: asyncio.TimerHandle | None = None
         self._again: list[Claim] = []  # that leases may make room for
 
-    def claim(self, size: int, key: str | None, gone: Callable[[], Awaitable[None]] | None) -> asyncio.Future[Answer]:
+    def claim(
+        self, size: int, key: str | None, gone: Callable[[], Awaitable[None]] | None, wish: Wish | None = None
+    ) -> asyncio.Future[Answer]:
         """See Counters.claim."""
         worker = self._worker
-        if key is None and self.lease.left and (number := self.lease.take(size)):
+        if key is None and wish is None and self.lease.left and (number := self.lease.take(size)):
             future: asyncio.Future[Answer] = worker.loop.create_future()
             future.set_result(self._give(number, size))
             return future
         now = worker.loop.time()
         if self._halted is not None and key is None:
-            if now < self._halted_until:
+            if now < self._halted_until and (wish is not None and wish.claimant != "") is self._halted_each:
                 if self._refused == 0:
                     worker.loop.call_later(REFUSED_SECONDS, self.tell_refused)
                 self._refused += 1
                 return self._halted
-            self._halted = None
+            if now >= self._halted_until:
+                self._halted = None
         # Each counter may have at most as many as there is room left for: one that can't be served takes half, and
         # never what others need (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet
         # Switches", IEEE/ACM Transactions on Networking 6(2), 1998).
@@ -229,7 +238,7 @@ class Lane:
             worker.journal.unavailable(self.name, 1)
             raise Overloaded("too many claims are waiting for the store")
         future = worker.loop.create_future()
-        self._waiting.append(Claim(size, key, future, now + worker.timeout, gone))
+        self._waiting.append(Claim(size, key, future, now + worker.timeout, wish, gone))
         worker.pending += 1
         self._start()
         return future
@@ -417,7 +426,7 @@ class Lane:
         while self._waiting and self.lease.left:
             claim = self._waiting[0]
             if not claim.future.done():
-                number = 0 if claim.key is not None else self.lease.take(claim.size)
+                number = 0 if claim.key is not None or claim.wish is not None else self.lease.take(claim.size)
                 if not number:
                     return
                 claim.future.set_result(self._give(number, claim.size))
@@ -488,6 +497,7 @@ class Lane:
                 want,
                 back,
                 held,
+                [claim.wish for claim in claims] if any(claim.wish is not None for claim in claims) else None,
             )
             sent = worker.loop.time()
             try:
@@ -528,18 +538,18 @@ class Lane:
         """Answer the claims of a batch: the same greedy grant that the store made (see Verdict)."""
         worker = self._worker
         count, limit, most = verdict.before, verdict.limit, verdict.most
-        replays, numbers = iter(verdict.replays), Numbers(verdict.runs)
+        replays, numbers, capped = iter(verdict.replays), Numbers(verdict.runs), set(verdict.capped)
         admitted: list[tuple[int, int]] = []
         orphaned: list[tuple[int, int]] = []
         scattered: list[tuple[Run, ...]] = []
         refused = 0
-        for claim in claims:
-            future, size = claim.future, claim.size
+        for place, claim in enumerate(claims):
+            future, size, wish = claim.future, claim.size, claim.wish
             given_up = future.done()
             replay = None if claim.key is None else next(replays)
             try:
-                answer = decide(count, limit, size, most, replay)
-            except (KeyReused, TooMany) as error:
+                answer = decide(count, limit, size, most, replay, wish, verdict.each, place in capped)
+            except (KeyReused, TooMany, ClaimantMissing, ClaimantUnwanted) as error:
                 if not given_up:
                     future.set_exception(error)
                 continue
@@ -550,21 +560,30 @@ class Lane:
                     (orphaned if given_up else admitted).append((answer.request_count, size))
                     if answer.numbers:
                         scattered.append(answer.numbers)
-                    if claim.key is None:
+                    if wish is not None and wish.hold:
+                        expires = verdict.now // 1_000_000 + wish.seconds + 1
+                        answer = msgspec.structs.replace(answer, hold=wish.hold, expires=expires)
+                    elif claim.key is None and wish is None:
                         self.lease.used(1, size)
                 elif not given_up:
-                    if count - verdict.out + size <= limit and self._may_wait(claim):
+                    room = count - verdict.out + size <= limit
+                    if room and not answer.capped and self._may_wait(claim):
                         self._again.append(claim)
                         continue
                     refused += 1
+            if not answer.admitted and (verdict.ends or verdict.due):
+                answer = _when(answer, verdict)
             if not given_up:
                 future.set_result(answer)
-        self.see(Seen(verdict.epoch, verdict.revision, verdict.issued, limit, most, moved=verdict.moved))
+        self.see(verdict.seen)
+        if verdict.expired:
+            worker.journal.expired(self.name, verdict.expired)
         if verdict.raised is not None:
             worker.journal.raised(self.name, verdict.raised, verdict.before)
         if count >= limit and worker.halt_cache and not verdict.out:
             self._halted = worker.loop.create_future()
-            self._halted.set_result(Answer(False, count, limit))
+            self._halted.set_result(_when(Answer(False, count, limit), verdict))
+            self._halted_each = verdict.each > 0
             self._halted_until = worker.loop.time() + worker.halt_cache
         if scattered:
             worker.journal.scattered(self.name, scattered)
@@ -596,3 +615,10 @@ class Lane:
                 error = StoreUnavailable(f"the store answered with an error: {error}")
         for future in unanswered:
             future.set_exception(type(error)(*error.args))
+
+
+def _when(refusal: Answer, verdict: Verdict) -> Answer:
+    """A refusal with when waiting may help."""
+    resets = max(0.001, (verdict.ends - verdict.now) / 1e6) if verdict.ends else 0.0
+    due = max(0.001, verdict.due - verdict.now / 1e6) if verdict.due else 0.0
+    return msgspec.structs.replace(refusal, resets=resets, retry_after=min(filter(None, (resets, due)), default=0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from pythonricing.counting.model import LEASE_SECONDS
 from pythonricing.counting.rules import LEASE_LEAST, total
 
 if TYPE_CHECKING:
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
     from pythonricing.counting.model import Run, Verdict
 
-#: Seconds for which a run is used, from the moment when it was asked for.
-LEASE_SECONDS = 0.1
 #: Claims a second of a worker that does nothing else. Where workers take turns on a CPU, each claims less on the whole,
 #: but just as fast while it runs; so a lease is measured by this, and costs the store as little there.
 BUSY = 8000.0

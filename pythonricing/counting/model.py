@@ -24,8 +24,18 @@ KEY_SECONDS, REFUSED_KEY_SECONDS = 86_400, 60
 TOMBSTONE_SECONDS = 7 * 86_400
 
 
+#: Seconds for which a run of a lease is used, from the moment when it was asked for.
+LEASE_SECONDS = 0.1
 #: Seconds after which a lease is no longer waited for: it was used up, or its worker is gone.
 LEASE_RETURN_SECONDS = 0.3
+#: Seconds for which a hold may be asked, at most; and those for which a store remembers how one was resolved.
+MAX_HOLD_SECONDS, RESOLVED_SECONDS = 86_400, 86_400
+#: Numbers of a claim with a hold or for a claimant, and of one give-back, at most: each of them is noted somewhere.
+MAX_NUMBERS = 1024
+#: Holds that a command may expire or forget, at most; those that are left come with the next one.
+MAX_DUE = 128
+#: Who a claim may be for.
+CLAIMANT = re.compile(r"[!-~]{1,128}")
 #: The first and the last number of a run of numbers.
 Run = tuple[int, int]
 
@@ -69,6 +79,15 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     limit: int
     #: The runs that it owns where only scattered numbers were left, or else none; `request_count` is the last of them.
     numbers: tuple[Run, ...] = ()
+    #: The id of its hold, and the Unix second at which that expires by the store's clock.
+    hold: str = ""
+    expires: int = 0
+    #: Whether it is refused because of what its claimant has, and not because too many are taken.
+    capped: bool = False
+    #: Of a refusal, seconds until the counter renews, and until waiting may help, be it for that or for a hold to
+    #: expire; 0: never.
+    resets: float = 0.0
+    retry_after: float = 0.0
 
 
 class Overloaded(StoreUnavailable):
@@ -80,7 +99,39 @@ class KeyReused(Exception):
 
 
 class TooMany(Exception):
-    """The claim is larger than the counter's largest claim, which is the argument."""
+    """More numbers than one claim, hold or give-back may be about; the argument is how many may be."""
+
+
+class ClaimantMissing(Exception):
+    """The counter has a limit for each claimant, and the claim names none."""
+
+
+class ClaimantUnwanted(Exception):
+    """The claim names a claimant, and the counter has no limit for each."""
+
+
+class BadRules(Exception):
+    """A counter can't be given these rules; the argument says why."""
+
+
+class NoSuchHold(Exception):
+    """The counter knows of no such hold: there was none, or it is forgotten."""
+
+
+class HoldResolved(Exception):
+    """The hold was resolved in another way; the argument is its Resolution."""
+
+
+class HoldExpired(HoldResolved):
+    """The hold has expired: its numbers went back."""
+
+
+class NoSuchNumber(Exception):
+    """Numbers that should be given back were never given, or not to anybody."""
+
+
+class NumberLeased(StoreUnavailable):
+    """Whether a number that should be given back has been given is known only once a worker's lease is over."""
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -100,9 +151,9 @@ class Server(msgspec.Struct, frozen=True):
 class Seen(msgspec.Struct, frozen=True):
     """The newest state of a counter that a worker knows of; `deleted`: that is its deletion.
 
-    Whatever changes a counter but a claim makes its `revision` greater. `issued` is the highest number that ever left
-    it in this epoch. `moved` counts the numbers that ever became free or were given again. `most` is the largest claim,
-    0: no bound.
+    Whatever an operator makes of a counter makes its `revision` greater. `issued` is the highest number that ever left
+    it in this epoch. `moved` counts the numbers that ever became free, were given again, were given back or left a
+    hold. `most` is the largest claim, 0: no bound.
     """
 
     epoch: int
@@ -112,13 +163,21 @@ class Seen(msgspec.Struct, frozen=True):
     most: int = 0
     deleted: bool = False
     moved: int = 0
+    #: How many numbers one claimant may own, 0: no claimants.
+    each: int = 0
+    #: How it renews, and in which time zone (see windows.py); and where its window ends, in microseconds, 0: nowhere.
+    every: str = ""
+    zone: str = ""
+    ends: int = 0
+    #: How many holds anybody ever resolved, over all windows since it was last started over.
+    resolved: int = 0
 
 
 class Counter(msgspec.Struct, frozen=True):
     """A counter as the store has it. `epoch` is new whenever counting starts over: later epochs are greater.
 
-    `count` is how many numbers are taken: `issued` less those that are free. `lost` is told by `browse` only: the store
-    is known to have lost what the counter had counted.
+    `count` is how many numbers are taken: `issued` less those that are free or given back. `lost` is told by `browse`
+    only: the store is known to have lost what the counter had counted.
     """
 
     name: str
@@ -135,11 +194,71 @@ class Counter(msgspec.Struct, frozen=True):
     moved: int = 0
     #: How many of the numbers taken are out on leases that may come back: nobody has got them yet.
     leased: int = 0
+    #: As in Seen.
+    each: int = 0
+    every: str = ""
+    zone: str = ""
+    ends: int = 0
+    resolved: int = 0
+    #: How many of the numbers taken are on holds that nobody has resolved.
+    held: int = 0
+    #: How many numbers were given back in this epoch.
+    given_back: int = 0
+    #: The Unix second at which the next hold expires, at the earliest; 0: none is known.
+    due: int = 0
+    #: The store's time in microseconds; 0 where the counter neither renews nor has anything held.
+    now: int = 0
+    #: How many numbers went back just now because their holds had expired.
+    expired: int = 0
 
     @property
     def seen(self) -> Seen:
         """It as what a worker has seen."""
-        return Seen(self.epoch, self.revision, self.issued, self.limit, self.most, moved=self.moved)
+        return Seen(
+            self.epoch,
+            self.revision,
+            self.issued,
+            self.limit,
+            self.most,
+            False,
+            self.moved,
+            self.each,
+            self.every,
+            self.zone,
+            self.ends,
+            self.resolved,
+        )
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What an operator makes of a counter beside its limit; None keeps what it has.
+
+    `most` is the largest claim, 0: no bound; `each` how many numbers one claimant may own, 0: no claimants; `every` and
+    `zone` say how it renews (see windows.py), "": not at all.
+    """
+
+    most: int | None = None
+    each: int | None = None
+    every: str | None = None
+    zone: str | None = None
+
+
+#: All rules stay as they are.
+KEEP = Rules()
+#: What became of a hold.
+Outcome = Literal["held", "confirmed", "released", "expired"]
+#: What to do with a hold.
+Action = Literal["confirm", "release"]
+
+
+class Resolution(msgspec.Struct, frozen=True):
+    """What became of a hold; "held": nothing, because more should be confirmed than the hold has."""
+
+    outcome: Outcome
+    #: How many numbers it was for.
+    size: int
+    #: The numbers that are confirmed, which are the first ones of it.
+    numbers: tuple[Run, ...] = ()
 
 
 #: What becomes of a counter that is put: its count is kept, or starts over; or it is no operator but the settings.
@@ -149,11 +268,20 @@ How = Literal["change", "restart", "configure"]
 class Word(msgspec.Struct, frozen=True):
     """An operator's word: executed at most once, however often it is sent, and not after a moment."""
 
-    #: Tells it from all others.
+    #: Tells it from all others. Of a word about a hold nothing is remembered by this: a hold is resolved only once.
     id: str
     #: In microseconds of the store's clock (see Store.clock).
     not_after: int
     seen: Seen | None = None
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """What a claim asks for beside numbers."""
+
+    #: The id of the hold that it makes, and how many seconds that lasts; "" and 0: it is for good.
+    hold: str = ""
+    seconds: int = 0
+    claimant: str = ""
 
 
 class Batch(msgspec.Struct):
@@ -183,6 +311,8 @@ class Batch(msgspec.Struct):
     back: Sequence[Run] = ()
     #: What the worker still has of its lease, in whole runs or what was left of them.
     held: Sequence[Run] = ()
+    #: What each claim asks for beside numbers, or None; None if all of them are plain.
+    wishes: list[Wish | None] | None = None
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -194,6 +324,11 @@ class Replay(msgspec.Struct, frozen=True):
     admitted: bool
     #: As in Answer.
     numbers: tuple[Run, ...] = ()
+    hold: str = ""
+    expires: int = 0
+    #: Whether it was refused because its claimant had as many as one may have; and who that was.
+    capped: bool = False
+    claimant: str = ""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -224,3 +359,33 @@ class Verdict(msgspec.Struct, frozen=True):
     replays: Sequence[Replay | None]
     #: The highest number before it was raised to what the worker had seen; None: it wasn't.
     raised: int | None = None
+    #: As in Seen.
+    each: int = 0
+    every: str = ""
+    zone: str = ""
+    ends: int = 0
+    resolved: int = 0
+    #: As in Counter.
+    due: int = 0
+    now: int = 0
+    expired: int = 0
+    #: The claims, by their place in the batch, that were refused because of what their claimants have.
+    capped: Sequence[int] = ()
+
+    @property
+    def seen(self) -> Seen:
+        """The counter after the batch, as what a worker has seen."""
+        return Seen(
+            self.epoch,
+            self.revision,
+            self.issued,
+            self.limit,
+            self.most,
+            False,
+            self.moved,
+            self.each,
+            self.every,
+            self.zone,
+            self.ends,
+            self.resolved,
+        )

@@ -1,6 +1,7 @@
 """What a counter is and what becomes of it: the one place where that is decided, without a store.
 
-counter.lua, claim.lua, put.lua and delete.lua, and schema.sql, are translations of it, held to it by generated cases.
+holds.py has what concerns holds, give-backs and claimants. The Lua scripts of Redis, and schema.sql, are translations
+of both, held to them by generated cases.
 docs/protocol.md says why each rule is needed.
 """
 
@@ -10,12 +11,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pythonricing.counting.model import LEASE_RETURN_SECONDS, Answer, KeyReused, TooMany
+from pythonricing.counting.model import (
+    LEASE_RETURN_SECONDS,
+    LEASE_SECONDS,
+    MAX_NUMBERS,
+    Answer,
+    ClaimantMissing,
+    ClaimantUnwanted,
+    KeyReused,
+    TooMany,
+)
+from pythonricing.counting.windows import window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pythonricing.counting.model import Replay, Run, Seen
+    from pythonricing.counting.model import Outcome, Replay, Run, Seen, Wish
 
 #: As a base: the epoch was begun by somebody who knew of all numbers before it, and meant to start over.
 ALL = 2**53
@@ -35,6 +46,25 @@ class Lease(msgspec.Struct, frozen=True):
 
     at: int
     runs: list[Run]
+
+
+class Hold(msgspec.Struct):
+    """Numbers that somebody has until a Unix second, and afterwards only if they were confirmed.
+
+    It is forgotten if the counter was started over since, or has lost data since and it was not resolved before.
+    """
+
+    #: Of the counter when it was made.
+    epoch: int
+    losses: int
+    expires: int
+    #: How many numbers it was made for; which ones, or once resolved, which ones of them are confirmed.
+    size: int
+    runs: list[Run]
+    claimant: str = ""
+    outcome: Outcome = "held"
+    #: The Unix second until which a resolved one is remembered.
+    until: int = 0
 
 
 class State(msgspec.Struct):
@@ -58,11 +88,42 @@ class State(msgspec.Struct):
     free: list[Run] = []
     #: By worker.
     leases: dict[str, Lease] = {}
+    #: How many numbers a claimant may own, 0: no claimants; how it renews, "": not at all; and where its window ends.
+    each: int = 0
+    every: str = ""
+    zone: str = ""
+    ends: int = 0
+    #: The epoch with which it was last started over other than by renewing.
+    began: int = 0
+    #: How many holds were confirmed or released since then, and how often data was lost.
+    resolved: int = 0
+    losses: int = 0
+    #: By id.
+    holds: dict[str, Hold] = {}
+    #: The numbers of this epoch that were given back, in runs that lie apart and ascend.
+    back: list[Run] = []
+    #: Whose which numbers of this epoch are, those given back too; and how many each claimant has of the others.
+    owners: list[tuple[Run, str]] = []
+    shares: dict[str, int] = {}
 
     @property
     def count(self) -> int:
         """The numbers taken."""
-        return self.issued - total(self.free)
+        return self.issued - total(self.free) - total(self.back)
+
+    @property
+    def top(self) -> int:
+        """The highest number that may be given."""
+        return self.limit + total(self.back)
+
+    @property
+    def held(self) -> int:
+        """How many numbers of this epoch are on holds."""
+        return sum(hold.size for hold in self.holds.values() if self.holding(hold) and hold.epoch == self.epoch)
+
+    def holding(self, hold: Hold) -> bool:
+        """Whether it can still be resolved."""
+        return hold.outcome == "held" and hold.epoch >= self.began and hold.losses == self.losses
 
 
 def total(runs: Sequence[Run]) -> int:
@@ -81,18 +142,40 @@ def joined(runs: Sequence[Run]) -> list[Run]:
     return made
 
 
-def decide(count: int, limit: int, size: int, most: int = 0, replay: Replay | None = None) -> Answer:
+def decide(
+    count: int,
+    limit: int,
+    size: int,
+    most: int = 0,
+    replay: Replay | None = None,
+    wish: Wish | None = None,
+    each: int = 0,
+    capped: bool = False,
+) -> Answer:
     """What a claim of `size` gets where `count` of `limit` are taken; its `request_count` is the count after it.
 
     A claim whose idempotency key was used before gets its first answer again (`replay`) and takes nothing. Raises
-    KeyReused if that was for another size, and TooMany for a size above `most`.
+    KeyReused if that was for another size or claimant, or with a hold where this is without one; TooMany for a size
+    above `most`; ClaimantMissing and ClaimantUnwanted where it names none or one and should not. `capped`: its claimant
+    has too many for it.
     """
+    held, claimant = (False, "") if wish is None else (bool(wish.hold), wish.claimant)
     if replay is not None:
-        if replay.size != size:
+        if replay.size != size or replay.claimant != claimant or (replay.admitted and bool(replay.hold) != held):
             raise KeyReused
-        return Answer(replay.admitted, replay.count, replay.limit, replay.numbers)
+        return Answer(
+            replay.admitted, replay.count, replay.limit, replay.numbers, replay.hold, replay.expires, replay.capped
+        )
+    if each and not claimant:
+        raise ClaimantMissing
+    if claimant and not each:
+        raise ClaimantUnwanted
     if most and size > most:
         raise TooMany(most)
+    if wish is not None and size > MAX_NUMBERS:
+        raise TooMany(MAX_NUMBERS)
+    if capped:
+        return Answer(False, count, limit, capped=True)
     if count + size <= limit:
         return Answer(True, count + size, limit)
     return Answer(False, count, limit)
@@ -101,14 +184,14 @@ def decide(count: int, limit: int, size: int, most: int = 0, replay: Replay | No
 def take(state: State, size: int) -> list[Run]:
     """The numbers of an admitted claim: one run, unless only scattered ones are left. The lowest free ones go first.
 
-    None lies above the limit, which may have come down: up to there at least as many are free as the limit leaves.
+    None lies above `top`. The limit may have come down: up to there at least as many are free as it leaves.
     """
     for index, (first, last) in enumerate(state.free):
-        if min(last, state.limit) - first + 1 >= size:
+        if min(last, state.top) - first + 1 >= size:
             state.free[index : index + 1] = [(first + size, last)] if first + size <= last else []
             state.moved += size
             return [(first, first + size - 1)]
-    if state.issued + size <= state.limit:
+    if state.issued + size <= state.top:
         return _issue(state, size)
     return _gather(state, size, len(state.free))
 
@@ -130,7 +213,9 @@ def take_back(state: State, worker: str, back: Sequence[Run], held: Sequence[Run
 
 
 def lend(state: State, worker: str, want: int, now: int) -> list[Run]:
-    """Lend a worker numbers ahead of need, as long as plenty are left."""
+    """Lend a worker numbers ahead of need, as long as plenty are left, and never beyond the end of the window."""
+    if state.each or (state.ends and now + int(LEASE_SECONDS * 1e6) >= state.ends):
+        return []
     size = min(want, (state.limit - state.count) // LEASE_PART)
     if size < LEASE_LEAST or len(state.free) > MAX_FREE:
         return []
@@ -142,8 +227,28 @@ def lend(state: State, worker: str, want: int, now: int) -> list[Run]:
 
 def out(state: State, now: int) -> int:
     """How many numbers are out on leases that may come back."""
-    young = now - int(LEASE_RETURN_SECONDS * 1e6)
-    return sum(total(lease.runs) for lease in state.leases.values() if lease.at > young)
+    return sum(total(lease.runs) for lease in state.leases.values() if may_come_back(lease, now))
+
+
+def may_come_back(lease: Lease, now: int) -> bool:
+    """Whether a lease is waited for; after that its worker gives nothing from it."""
+    return lease.at > now - int(LEASE_RETURN_SECONDS * 1e6)
+
+
+def renew(state: State, now: int) -> bool:
+    """Begin the window that contains a moment, if the one before is over. Returns whether it did.
+
+    Its epoch is the moment at which it begins, so that a copy that is renewed again has the same one, and less in it. A
+    counter that is lost waits for an operator.
+    """
+    if state.deleted or state.lost or not state.ends or now < state.ends:
+        return False
+    begins, ends = window(state.every, state.zone, now)
+    state.epoch, state.ends = max(begins, state.epoch + 1), ends
+    state.issued = state.moved = 0
+    state.free, state.leases = [], {}
+    state.back, state.owners, state.shares = [], [], {}
+    return True
 
 
 def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, bool]:
@@ -156,27 +261,44 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
     if state is None or state.epoch < seen.epoch:
         # Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
         told = state.issued if state is not None and state.lost and not state.deleted else 0
-        more = State(seen.epoch, seen.revision, max(told, seen.issued), seen.limit, seen.most)
-        more.deleted, more.moved = seen.deleted, seen.moved
+        more = State(seen.epoch, seen.revision, max(told, seen.issued), seen.limit, began=seen.epoch)
+        _follow(more, seen)
+        more.moved, more.resolved = seen.moved, seen.resolved
         more.lost = state is not None and state.lost
+        more.losses = 1 if state is None else state.losses + 1
         return more, True
     more = msgspec.structs.replace(
-        state, issued=max(state.issued, seen.issued), moved=max(state.moved, seen.moved), free=[], leases={}
+        state,
+        issued=max(state.issued, seen.issued),
+        moved=max(state.moved, seen.moved),
+        resolved=max(state.resolved, seen.resolved),
+        losses=state.losses + 1,
+        free=[],
+        leases={},
     )
     if state.epoch > seen.epoch:
+        more.moved = state.moved
+        # Of a window that is over the numbers don't matter any more, but what it renews by does.
+        renewed = seen.epoch >= state.began
+        over = renewed or 0 < seen.ends <= state.epoch
+        if over:
+            more.issued = state.issued
+        if renewed and (state.revision < seen.revision or state.resolved < seen.resolved):
+            if state.revision < seen.revision:
+                _follow(more, seen)
+            return more, True
         # Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-        known = seen.epoch <= -state.base or seen.issued <= max(state.base, 0)
+        known = over or seen.epoch <= -state.base or seen.issued <= max(state.base, 0)
         if known and not (seen.revision and not state.revision):
             return state, False
-        more.moved = state.moved
         if not state.revision and not seen.deleted:
-            more.revision, more.limit, more.most = seen.revision, seen.limit, seen.most
+            _follow(more, seen)
         return more, True
     # A deletion and another word of one revision: the store had lost one of them when it got the other. The counter is
     # kept, because numbers may have been given after it.
     parted = state.revision == seen.revision and state.deleted and not seen.deleted
     if state.revision < seen.revision or parted:
-        more.revision, more.limit, more.most, more.deleted = seen.revision, seen.limit, seen.most, seen.deleted
+        _follow(more, seen)
         return more, True
     if not state.deleted and (state.issued < seen.issued or state.moved < seen.moved):
         return more, True
@@ -190,7 +312,18 @@ def newer(known: Seen | None, seen: Seen) -> Seen:
     if seen.epoch < known.epoch:
         return known
     latest = seen if seen.revision >= known.revision else known
-    return msgspec.structs.replace(latest, issued=max(known.issued, seen.issued), moved=max(known.moved, seen.moved))
+    return msgspec.structs.replace(
+        latest,
+        issued=max(known.issued, seen.issued),
+        moved=max(known.moved, seen.moved),
+        resolved=max(known.resolved, seen.resolved),
+    )
+
+
+def _follow(state: State, seen: Seen) -> None:
+    """Have the rules of what was seen."""
+    state.revision, state.limit, state.most, state.deleted = seen.revision, seen.limit, seen.most, seen.deleted
+    state.each, state.every, state.zone, state.ends = seen.each, seen.every, seen.zone, seen.ends
 
 
 def _issue(state: State, size: int) -> list[Run]:
@@ -210,7 +343,7 @@ def _gather(state: State, size: int, most: int) -> list[Run]:
         runs.append((first, last))
         size -= last - first + 1
         state.moved += last - first + 1
-    fresh = min(size, state.limit - state.issued)
+    fresh = min(size, state.top - state.issued)
     if fresh > 0:
         runs += _issue(state, fresh)
     return joined(runs)

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from pythonricing.counting.model import KEEP, Rules
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import Batch, Counter, How, Seen, Server, Verdict, Word
+    from pythonricing.counting.model import (
+        Action,
+        Batch,
+        Counter,
+        How,
+        Resolution,
+        Run,
+        Seen,
+        Server,
+        Verdict,
+        Word,
+    )
 
 
 class Store(Protocol):
@@ -49,13 +62,31 @@ class Store(Protocol):
         """The time by the clock that the words about a counter are held to, in microseconds."""
 
     async def put(
-        self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
+        self, name: str, word: Word, limit: int | None, rules: Rules = KEEP, how: How = "change"
     ) -> tuple[Counter, bool]:
-        """Create a counter, change its limit and largest claim (None keeps them), or count from 0 in a new epoch.
+        """Create a counter, change its limit (None keeps it) and its rules, or count from 0 in a new epoch.
 
         A change ends the state of a counter that was lost, but one that nobody knew to be lost is lost first. With
         "restart" an epoch begins, whatever was lost. "configure" is no operator's word: a loss stays one. Returns the
         counter and whether it was created. Raises NoSuchCounter too if there is none and no limit to create it with.
+        Another renewal keeps the count and the epoch; the window is then the one that contains the store's time.
+        """
+
+    async def resolve(
+        self, name: str, word: Word, id: str, action: Action, number: int | None = None
+    ) -> tuple[Resolution | None, Counter]:
+        """Confirm so many numbers of a hold (None: all) and give back the others; or release all of them.
+
+        A hold that is resolved stays as it is, so that the same again says the same, whatever its word is. The
+        Resolution tells what became of the hold, which may be something else: so that its worker has seen that too,
+        nothing is raised for it. None: the counter knows of no such hold. Raises NoSuchCounter too.
+        """
+
+    async def give_back(self, name: str, word: Word, runs: Sequence[Run]) -> tuple[int, Counter]:
+        """Give back numbers that somebody owns, in runs that lie apart. Returns how many had not been before.
+
+        Nothing is done if one of them was never given in this epoch: that raises NoSuchNumber; nor while one is on a
+        lease, so that nobody may have it yet: that raises NumberLeased. Raises NoSuchCounter too.
         """
 
     async def delete(self, name: str, word: Word) -> Seen:

@@ -6,14 +6,20 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from pythonricing.counting.holds import capped, due, expire, give_back, own, resolve
 from pythonricing.counting.model import (
+    KEEP,
     KEY_SECONDS,
     REFUSED_KEY_SECONDS,
     Batch,
+    ClaimantMissing,
+    ClaimantUnwanted,
     Counter,
     KeyReused,
     NoSuchCounter,
+    NoSuchNumber,
     Replay,
+    Rules,
     Seen,
     StateLost,
     StoreError,
@@ -22,12 +28,13 @@ from pythonricing.counting.model import (
     TooMany,
     Verdict,
 )
-from pythonricing.counting.rules import ALL, State, decide, joined, lend, out, reconcile, take, take_back
+from pythonricing.counting.rules import ALL, State, decide, joined, lend, out, reconcile, renew, take, take_back, total
+from pythonricing.counting.windows import window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import How, Run, Server, Word
+    from pythonricing.counting.model import Action, How, Resolution, Run, Server, Word
     from pythonricing.settings import OnLoss
 
 
@@ -90,29 +97,39 @@ class MemoryStore:
         now = self._now()
         runs: list[Run] = []
         replays: list[Replay | None] = []
+        refused: list[int] = []
         take_back(state, batch.worker, batch.back, batch.held)
+        expired, more = expire(state, now)
         before = state.count
         full = False
-        for size, key in zip(batch.sizes, batch.keys or [None] * len(batch.sizes), strict=True):
+        nothing: list[None] = [None] * len(batch.sizes)
+        claims = zip(batch.sizes, batch.keys or nothing, batch.wishes or nothing, strict=True)
+        for place, (size, key, wish) in enumerate(claims):
             replay = None
             if key is not None:
                 replay = self._remembered(batch.name, state.epoch, key)
                 replays.append(replay)
+            claimant = "" if wish is None else wish.claimant
+            cap = capped(state, claimant, size)
             try:
-                answer = decide(state.count, state.limit, size, state.most, replay)
-            except (KeyReused, TooMany):
+                answer = decide(state.count, state.limit, size, state.most, replay, wish, state.each, cap)
+            except (KeyReused, TooMany, ClaimantMissing, ClaimantUnwanted):
                 continue
             if replay is not None:
                 continue
             got = take(state, size) if answer.admitted else []
+            expires = own(state, got, wish, now) if got and wish is not None else 0
             runs += got
-            full = full or not answer.admitted
-            if key is not None and (got or state.count + size - out(state, now) > state.limit):
+            if cap:
+                refused.append(place)
+            full = full or not (answer.admitted or cap)
+            if key is not None and (got or cap or state.count + size - self._out(state, now, more) > state.limit):
                 number = got[-1][1] if got else state.count
                 numbers = tuple(got) if len(got) > 1 else ()
-                replay = Replay(size, number, state.limit, answer.admitted, numbers)
+                hold = wish.hold if got and wish is not None else ""
+                replay = Replay(size, number, state.limit, bool(got), numbers, hold, expires, cap, claimant)
                 self._remember(batch.name, state.epoch, key, replay)
-        waited = out(state, now) if full or state.count >= state.limit else 0
+        waited = self._out(state, now, more) if full or state.count >= state.limit else 0
         lent = lend(state, batch.worker, batch.want, now)
         verdict = Verdict(
             batch.attempt,
@@ -128,16 +145,26 @@ class MemoryStore:
             lent,
             replays,
             raised,
+            state.each,
+            state.every,
+            state.zone,
+            state.ends,
+            state.resolved,
+            due(state),
+            now if state.ends or state.held else 0,
+            expired,
+            tuple(refused),
         )
         self._receipts[batch.name, batch.worker] = (batch.sequence, verdict)
         return verdict
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
         state, raised = self._current(name, seen, create)
-        return self._shown(name, state, raised)
+        expired, _ = expire(state, self._now())
+        return self._shown(name, state, raised, expired)
 
     async def put(
-        self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
+        self, name: str, word: Word, limit: int | None, rules: Rules = KEEP, how: How = "change"
     ) -> tuple[Counter, bool]:
         if (name, word.id) in self._words:
             said = self._words[name, word.id]
@@ -161,45 +188,118 @@ class MemoryStore:
             if last is None or last.deleted:
                 raise _missing(name, state)
             limit = last.limit
+        now = self._now()
         if state is None or state.deleted or how == "restart":
             by_settings = how == "configure" and state is None
             seen_revision = word.seen.revision if word.seen is not None else 0
             revision = 0 if by_settings else max(state.revision if state is not None else 0, seen_revision) + 1
             restart = how == "restart"
-            kept = 0 if state is None or state.deleted else state.most
-            state = self._start(name, word.seen, limit, kept if most is None else most, revision, restart)
+            # What is gone starts over with the rules that were seen too.
+            last = word.seen if state is None and restart else state
+            kept = (0, 0, "", "") if last is None or last.deleted else _rules(last)
+            state = self._start(name, word.seen, limit, revision, restart)
+            state.most, state.each, state.every, state.zone = _changed(kept, rules)
+            state.ends = window(state.every, state.zone, now).ends if state.every else 0
             raised = None
         else:
-            new_most = state.most if most is None else most
-            if state.lost or (limit, new_most) != (state.limit, state.most):
+            changed = _changed(_rules(state), rules)
+            if state.lost or (limit, changed) != (state.limit, _rules(state)):
                 if state.lost:
                     state.base, state.lost = state.base if state.base < 0 else max(state.base, state.issued), False
-                state.limit, state.most, state.revision = limit, new_most, state.revision + 1
-        return self._said(name, word, (self._shown(name, state, raised), gone))
+                if changed[2:] != (state.every, state.zone):
+                    state.ends = window(changed[2], changed[3], now).ends if changed[2] else 0
+                state.most, state.each, state.every, state.zone = changed
+                state.limit, state.revision = limit, state.revision + 1
+            renew(state, now)
+        expired, _ = expire(state, now)
+        return self._said(name, word, (self._shown(name, state, raised, expired), gone))
+
+    async def resolve(
+        self, name: str, word: Word, id: str, action: Action, number: int | None = None
+    ) -> tuple[Resolution | None, Counter]:
+        self._in_time(name, word)
+        state, raised = self._current(name, word.seen, None)
+        expired, _ = expire(state, self._now())
+        resolution = resolve(state, id, action, number, self._now())
+        return resolution, self._shown(name, state, raised, expired)
+
+    async def give_back(self, name: str, word: Word, runs: Sequence[Run]) -> tuple[int, Counter]:
+        if (name, word.id) in self._words:
+            said = self._words[name, word.id]
+            if isinstance(said, Exception):
+                raise said
+            return cast("tuple[int, Counter]", said)
+        self._in_time(name, word)
+        try:
+            state, raised = self._current(name, word.seen, None)
+            expired, _ = expire(state, self._now())
+            given = give_back(state, runs, self._now())
+        except (StateLost, NoSuchNumber) as error:
+            # Sent again, it must not be executed once this is over.
+            raise self._said(name, word, error) from None
+        return self._said(name, word, (given, self._shown(name, state, raised, expired)))
 
     async def delete(self, name: str, word: Word) -> Seen:
         if (name, word.id) in self._words:
             return cast("Seen", self._words[name, word.id])
         self._in_time(name, word)
-        state, _ = reconcile(self._states.get(name), word.seen)
+        before = self._states.get(name)
+        if before is not None:
+            renew(before, self._now())
+        state, _ = reconcile(before, word.seen)
         if state is None or (state.deleted and not state.lost):
             raise _missing(name, state)
-        self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True)
+        self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True, began=state.epoch)
         return self._said(name, word, Seen(state.epoch, state.revision + 1, 0, 0, deleted=True))
 
     async def browse(self, limit: int, after: str = "") -> list[Counter]:
         states = self._states.items()
-        shown = sorted(name for name, state in states if name > after and (state.lost or not state.deleted))
-        return [self._shown(name, self._states[name]) for name in shown[:limit]]
+        names = sorted(name for name, state in states if name > after and (state.lost or not state.deleted))[:limit]
+        shown = []
+        for name in names:
+            state, now = self._states[name], self._now()
+            renew(state, now)
+            expired = 0 if state.lost else expire(state, now)[0]
+            shown.append(self._shown(name, state, None, expired))
+        return shown
 
     def _now(self) -> int:
         return time.time_ns() // 1000
 
-    def _shown(self, name: str, state: State, raised: int | None = None) -> Counter:
-        stamps = (state.issued, state.moved, out(state, self._now()))
+    def _seconds(self) -> float:
+        """What idempotency keys are forgotten by."""
+        return time.monotonic()
+
+    def _shown(self, name: str, state: State, raised: int | None = None, expired: int = 0) -> Counter:
+        now = self._now()
         return Counter(
-            name, state.count, state.limit, state.epoch, state.lost, state.revision, state.most, raised, *stamps
+            name,
+            state.count,
+            state.limit,
+            state.epoch,
+            state.lost,
+            state.revision,
+            state.most,
+            raised,
+            state.issued,
+            state.moved,
+            out(state, now),
+            state.each,
+            state.every,
+            state.zone,
+            state.ends,
+            state.resolved,
+            state.held,
+            total(state.back),
+            due(state),
+            now if state.ends or state.held else 0,
+            expired,
         )
+
+    @staticmethod
+    def _out(state: State, now: int, more: bool) -> int:
+        """How many numbers may come back before long: from leases, and from holds that have expired (see expire)."""
+        return out(state, now) + (state.held if more else 0)
 
     async def inspect(self) -> dict[str, dict[str, str]]:
         return {}
@@ -216,14 +316,21 @@ class MemoryStore:
             raise StoreUnavailable("the word came too late")
 
     def _recover(self, name: str, seen: Seen | None) -> tuple[State | None, int | None]:
-        """The state with what a worker has seen beyond it; and the count before a loss raised it, if one did."""
-        before = self._states.get(name)
+        """The state with what a worker has seen beyond it; and the count before a loss raised it, if one did.
+
+        Its window is renewed first: what was seen of one that is over is no loss. And again if it is another one's.
+        """
+        before, now = self._states.get(name), self._now()
+        if before is not None:
+            renew(before, now)
         state, lost = reconcile(before, seen)
         if state is None or not (lost or state.lost):
             return state, None
         state.lost = self._on_loss == "halt"
         self._states[name] = state
-        return state, None if state.lost else before.issued if before is not None else 0
+        raised = None if state.lost else before.issued if before is not None else 0
+        renew(state, now)
+        return state, raised
 
     def _current(self, name: str, seen: Seen | None, create: int | None) -> tuple[State, int | None]:
         """A counter to claim from or to read, and the count before a loss raised it."""
@@ -233,25 +340,24 @@ class MemoryStore:
         if state is None or state.deleted:
             if create is None:
                 raise _missing(name, state)
-            return self._start(name, seen, create, 0, 0 if state is None else state.revision + 1), None
+            return self._start(name, seen, create, 0 if state is None else state.revision + 1), None
         return state, raised
 
-    def _start(
-        self, name: str, seen: Seen | None, limit: int, most: int, revision: int, restart: bool = False
-    ) -> State:
+    def _start(self, name: str, seen: Seen | None, limit: int, revision: int, restart: bool = False) -> State:
         """Begin an epoch at 0."""
         before = self._states[name].epoch if name in self._states else 0
         last = max(before, seen.epoch if seen is not None else 0)
         epoch = max(self._now(), last + 1)
-        state = self._states[name] = State(epoch, revision, 0, limit, most, ALL if restart else -before)
+        state = State(epoch, revision, 0, limit, base=ALL if restart else -before, began=epoch)
+        self._states[name] = state
         return state
 
     def _remember(self, name: str, epoch: int, key: str, replay: Replay) -> None:
         kept, seconds = (self._admitted, KEY_SECONDS) if replay.admitted else (self._refused, REFUSED_KEY_SECONDS)
-        kept[name, epoch, key] = (time.monotonic() + seconds, replay)
+        kept[name, epoch, key] = (self._seconds() + seconds, replay)
 
     def _remembered(self, name: str, epoch: int, key: str) -> Replay | None:
-        now = time.monotonic()
+        now = self._seconds()
         for kept in (self._admitted, self._refused):
             while kept and next(iter(kept.values()))[0] <= now:
                 kept.popitem(last=False)
@@ -261,3 +367,18 @@ class MemoryStore:
 
 def _missing(name: str, state: State | None) -> NoSuchCounter:
     return NoSuchCounter(name, None if state is None else Seen(state.epoch, state.revision, 0, 0, deleted=True))
+
+
+def _rules(state: State | Seen) -> tuple[int, int, str, str]:
+    return state.most, state.each, state.every, state.zone
+
+
+def _changed(kept: tuple[int, int, str, str], rules: Rules) -> tuple[int, int, str, str]:
+    """The rules that a counter has after it was given some."""
+    most, each, every, zone = kept
+    return (
+        most if rules.most is None else rules.most,
+        each if rules.each is None else rules.each,
+        every if rules.every is None else rules.every,
+        zone if rules.zone is None else rules.zone,
+    )

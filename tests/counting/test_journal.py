@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pythonricing.counting.journal import Journal, Journals
-from pythonricing.counting.model import Seen
+from pythonricing.counting.model import Resolution, Seen
 from tests.support import Recorder
 
 EVENTS: dict[str, tuple[Any, ...]] = {
@@ -16,6 +16,9 @@ EVENTS: dict[str, tuple[Any, ...]] = {
     "scattered": ("default", [((7, 7), (12, 12))]),
     "settled": ("default", 100, [(1, 1)], 2),
     "refused": ("default", 2),
+    "resolved": ("default", 100, Resolution("confirmed", 3, ((1, 2),))),
+    "given_back": ("default", [(1, 2)], 1),
+    "expired": ("default", 2),
     "unavailable": ("default", 2),
     "orphaned": ("default", 100, [(1, 1)]),
     "in_doubt": ("default", 2),

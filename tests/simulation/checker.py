@@ -10,8 +10,7 @@ from bisect import bisect_left, bisect_right
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from pythonricing.counting.lease import LEASE_SECONDS
-from pythonricing.counting.model import LEASE_RETURN_SECONDS
+from pythonricing.counting.model import LEASE_RETURN_SECONDS, LEASE_SECONDS
 
 if TYPE_CHECKING:
     from tests.simulation.history import Grant, Operation

@@ -34,8 +34,8 @@ class Mutant(NamedTuple):
 
 TIMED_OUT = 'claim.future.set_exception(StoreUnavailable("the store did not answer in time"))'
 WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[11] .. ' ' .. reply, 'EX', ARGV[13])"
-REVISED = """issued, moved, revision = math.max(before, seen_issued), math.max(moved, seen_moved), seen_revision
-      limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'"""
+REVISED = """issued, moved = math.max(before, seen_issued), math.max(moved, seen_moved)
+      follow()"""
 
 MUTANTS = {
     # Receipts
@@ -75,22 +75,22 @@ MUTANTS = {
     ),
     "another epoch believed": Mutant(
         store.CLAIM,
-        "if (seen_epoch <= -base or seen_issued <= math.max(base, 0)) and not (seen_revision > 0 and revision == 0) then",
+        "if known and not (seen_revision > 0 and revision == 0) then",
         "if true then",
     ),
-    "a loss not marked": Mutant(store.CLAIM, "lost = not raise\n      save()", "lost = not raise"),
+    "a loss not marked": Mutant(store.CLAIM, "if not over then\n        save()", "if not over then"),
     "tombstone forgotten": Mutant(store.DELETE, "lost, deleted = false, true", "lost, deleted, base = false, true, 0"),
     "raise does not lift": Mutant(
         store.CLAIM,
         "issued, moved = math.max(issued, seen_issued), math.max(moved, seen_moved)\n    else",
         "moved = seen_moved\n    else",
     ),
-    "the older limit wins": Mutant(store.CLAIM, REVISED, REVISED.splitlines()[0]),
+    "the older limit wins": Mutant(store.CLAIM, REVISED, REVISED.replace("follow()", "revision = seen_revision")),
     # Limits
     "one more admitted": Mutant(
         store.CLAIM,
-        "local admitted, number, several = taken + size <= limit,",
-        "local admitted, number, several = taken + size <= limit + 1,",
+        "= not above and taken + size <= limit,",
+        "= not above and taken + size <= limit + 1,",
     ),
     "plain claims rounded up": Mutant(
         store.CLAIM, "math.floor((limit - taken) / size)", "math.ceil((limit - taken) / size)"
@@ -98,10 +98,10 @@ MUTANTS = {
     "a count not written": Mutant(store.CLAIM, "if issued > known_issued then", "if issued > known_issued + 1 then"),
     # Keys
     "record of another epoch believed": Mutant(
-        store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if record then"
+        store.CLAIM, "new = not known or string.match(known, '^%d+') ~= digits(epoch)", "new = not known"
     ),
     "record not believed": Mutant(
-        store.CLAIM, "if record and string.match(record, '^%d+') == digits(epoch) then", "if false then"
+        store.CLAIM, "new = not known or string.match(known, '^%d+') ~= digits(epoch)", "new = true"
     ),
     "record expires early": Mutant(store.CLAIM, "'EX', admitted and ARGV[14] or ARGV[15])", "'EX', 1)"),
     "replays in the wrong order": Mutant((Lane, "_settle"), "iter(verdict.replays)", "iter(verdict.replays[::-1])"),
@@ -156,7 +156,7 @@ MUTANTS = {
     "receipt without what is lent": Mutant(
         store.CLAIM,
         "ARGV[11] .. ' ' .. reply, 'EX', ARGV[13])\nend\nreturn reply",
-        "ARGV[11] .. ' ' .. (string.gsub(reply, ' [%d,-]+$', ' -')), 'EX', ARGV[13])\nend\nreturn reply",
+        "ARGV[11] .. ' ' .. (string.gsub(reply, ' [%d,-]+ %-$', ' - -')), 'EX', ARGV[13])\nend\nreturn reply",
     ),
     "free run given twice": Mutant(
         store.CLAIM, "run[1], moved, stirred = first + size, moved + size, true", "moved, stirred = moved + size, true"
@@ -165,14 +165,14 @@ MUTANTS = {
         store.CLAIM, "free[#free + 1], moved, stirred = run,", "local _, moved = run,"
     ),
     "moved not compared": Mutant(store.CLAIM, "and moved >= tonumber(ARGV[7]) ", ""),
-    "free runs kept through a loss": Mutant(store.CLAIM, "if field == 'free' or string", "if string"),
+    "free runs kept through a loss": Mutant(store.CLAIM, "redis.call('HDEL', KEYS[1], 'free')", ""),
     "leases kept through a loss": Mutant(
-        store.CLAIM, "if field == 'free' or string.sub(field, 1, 6) == 'lease:' then", "if field == 'free' then"
+        store.CLAIM, "if string.sub(field, 1, 6) == 'lease:' then\n          redis", "if false then\n          redis"
     ),
     "held runs forgotten": Mutant(store.CLAIM, "lease[#lease + 1] = run\n    end", "lease = lease\n    end"),
     "lent too much": Mutant(store.CLAIM, "math.floor((limit - taken) / LEASE_PART)", "math.floor((limit - taken) / 8)"),
     "refused while a lease is out": Mutant(
-        (Lane, "_settle"), "if count - verdict.out + size <= limit and self._may_wait(claim):", "if False:"
+        (Lane, "_settle"), "if room and not answer.capped and self._may_wait(claim):", "if False:"
     ),
     "halted while a lease is out": Mutant(
         (Lane, "_settle"), "and worker.halt_cache and not verdict.out", "and worker.halt_cache"
@@ -203,7 +203,7 @@ def _script(script: store.Script, old: str, new: str, name: str) -> list[tuple[o
     ]
     source = _replaced(script.source.decode(), old, new, name).encode()
     script.source, script.digest = source, hashlib.sha1(source).hexdigest()
-    store.SOURCES = {each.digest: each.source for each in (store.CLAIM, store.PUT, store.DELETE, store.CLOCK)}
+    store.SOURCES = {each.digest: each.source for each in store.SCRIPTS}
     return undo
 
 

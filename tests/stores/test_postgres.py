@@ -27,6 +27,7 @@ from pythonricing.counting.model import (
     Counter,
     NoSuchCounter,
     Replay,
+    Rules,
     Seen,
     StateLost,
     StoreError,
@@ -240,7 +241,7 @@ def test_a_schema_without_leases_is_brought_up_to_date_and_keeps_all(empty_postg
                 await store.read("gone")
             assert raised.value.seen == Seen(epoch, 1, 0, 0, deleted=True)
             assert [counter.count for counter in await store.browse(10)] == [7, 5]
-            await store.put("set", word(), 1000, 0)
+            await store.put("set", word(), 1000, Rules(most=0))
             assert (await store.claim(batch("set", sequence=2, want=8))).lent == [(6, 13)]
         with pytest.raises(asyncpg.UndefinedFunctionError):
             await claim.fetchrow()

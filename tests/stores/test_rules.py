@@ -19,24 +19,32 @@ from loadtests.rig.redis import RedisServer, redis_programs
 from loadtests.rig.waiting import PATIENCE
 from pythonricing.counting.model import (
     LEASE_RETURN_SECONDS,
+    RECEIPT_SECONDS,
     Batch,
     Counter,
     NoSuchCounter,
+    NoSuchNumber,
+    Rules,
     Run,
     Seen,
     StoreError,
     Verdict,
+    Wish,
     Word,
 )
 from pythonricing.counting.rules import State, total
 from pythonricing.stores import create_store
 from pythonricing.stores.memory import MemoryStore
+from pythonricing.stores.redis.store import RedisStore
+from tests.simulation.redis import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pythonricing.counting.model import Action
     from pythonricing.counting.store import Store
     from pythonricing.settings import OnLoss
+    from tests.simulation.redis import Session
 
 NEVER, LONG_AGO = 2**53, 1
 OLD_EPOCH, FIRST_EPOCH = 1, 1_700_000_000_000_000
@@ -55,6 +63,9 @@ class View(NamedTuple):
     limit: int
     most: int
     deleted: bool
+    each: int = 0
+    every: str = ""
+    resolved: int = 0
 
 
 class Holding(NamedTuple):
@@ -73,13 +84,14 @@ class Holding(NamedTuple):
 class Step(NamedTuple):
     """Something that a worker or an operator tells a store."""
 
-    act: Literal["claim", "read", "change", "restart", "configure", "delete"]
+    act: Literal["claim", "read", "change", "restart", "configure", "delete", "resolve", "give back"]
     on_loss: OnLoss
     seen: View | None
     worker: str
     #: How many batches ago this one was sent first; 0: it is a new one.
     again: int
-    claims: list[tuple[int, str | None]]
+    #: Size and key of each, for how many seconds it is a hold, and for whom it is.
+    claims: list[tuple[int, str | None] | tuple[int, str | None, int, str]]
     create: int | None
     #: Words of the same number and act are one word, sent again.
     word: int
@@ -89,6 +101,16 @@ class Step(NamedTuple):
     most: int | None
     want: int
     holding: Holding
+    each: int | None = None
+    every: tuple[str, str] | None = None
+    #: Which hold, the latest is 0; what to do with it, and how many numbers are confirmed.
+    hold: int = 0
+    action: Action = "confirm"
+    number: int | None = None
+    #: The numbers to give back: where the first one is, below what was issued, and how many.
+    back: tuple[int, int] = (0, 1)
+    #: Seconds that pass before it, where time can be told to.
+    wait: float = 0.0
 
 
 often = st.sampled_from
@@ -102,6 +124,9 @@ views = st.builds(
     limit=often([10, 20, 1000]),
     most=often([0, 0, 3]),
     deleted=often([False] * 5 + [True]),
+    each=st.just(0),
+    every=st.just(""),
+    resolved=st.just(0),
 )
 holdings = st.builds(
     Holding,
@@ -126,6 +151,13 @@ steps = st.builds(
     most=often([None, None, 0, 2, 4]),
     want=often([0, 0, 5, 60, 500]),
     holding=holdings,
+    each=st.none(),
+    every=st.none(),
+    hold=st.just(0),
+    action=st.just("confirm"),
+    number=st.none(),
+    back=st.just((0, 1)),
+    wait=st.just(0.0),
 )
 
 
@@ -154,6 +186,72 @@ def busy(seen: st.SearchStrategy[View | None]) -> st.SearchStrategy[list[Step]]:
         want=often([0, 0, 5, 60, 500]),
     )
     return st.builds(lambda begin, rest: [begin, *rest], first, st.lists(further, min_size=15, max_size=50))
+
+
+#: What is renewed in histories that last for moments, and in those whose time is simulated.
+SELDOM = [("", ""), ("1d", ""), ("day", "Europe/Berlin"), ("month", "")]
+RENEWALS = [*SELDOM, ("1s", ""), ("90s", ""), ("1h", "")]
+
+
+def sales(renewals: list[tuple[str, str]]) -> st.SearchStrategy[list[Step]]:
+    """Histories with holds, claimants, give-backs and windows."""
+    known = st.builds(
+        View._replace,
+        views,
+        epoch=often(["same"] * 20 + ["old", "later"]),
+        each=often([0, 0, 4]),
+        every=often(["", "", "1h"]),
+        resolved=often([0, 0, 0, 0, 1, -1]),
+        revisions=often([0] * 9 + [1, -1]),
+        numbers=often([0] * 9 + [3, -1]),
+        moved=often([0] * 9 + [2, -1]),
+        deleted=often([False] * 9 + [True]),
+    )
+    first = st.builds(
+        Step._replace,
+        steps,
+        act=st.just("restart"),
+        limit=often([10, 20, 350]),
+        most=often([0, 0, 4]),
+        each=often([0, 0, 5, 12]),
+        every=often(renewals),
+        late=st.just(False),
+        word=st.just(99),
+    )
+    further = st.builds(
+        Step._replace,
+        steps,
+        act=often(
+            ["claim"] * 12 + ["resolve"] * 8 + ["give back"] * 4 + ["change"] * 2 + ["read", "restart", "delete"]
+        ),
+        seen=st.none() | st.none() | known,
+        again=often([0] * 9 + [1]),
+        claims=st.lists(
+            st.tuples(
+                often([1, 1, 2, 3, 5, 70]),
+                st.none() | often("abc"),
+                often([0, 0, 1, 5, 60, 3600]),
+                often(["", "", "x", "x", "y"]),
+            ),
+            max_size=4,
+        ),
+        limit=often([None, -1, -3, 10, 20, 350]),
+        most=often([None, 0]),
+        each=often([None, None, None, 0, 5]),
+        every=often([None, None, None, *renewals]),
+        late=often([False] * 9 + [True]),
+        word=st.integers(0, 30),
+        hold=often([0, 0, 0, 1, 1, 2, 3, 5]),
+        action=often(["confirm", "confirm", "release"]),
+        number=often([None, None, 1, 2, 4]),
+        back=st.tuples(often([0, 1, 1, 2, 3, 5, 70, -1]), often([1, 1, 2, 5, 70])),
+        wait=often([0.0, 0.0, 0.0, 0.2, 1.0, 7.0, 29.003, 4000.0, 90_000.0]),
+    )
+    # A store may forget a lease after an hour: nothing is lent where hours pass.
+    quiet = st.builds(Step._replace, further, want=st.just(0))
+    brief = st.builds(Step._replace, further, wait=often([0.0, 0.0, 0.0, 0.2, 1.0, 7.0]))
+    rest = st.lists(quiet, min_size=15, max_size=60) | st.lists(brief, min_size=15, max_size=60)
+    return st.builds(lambda begin, rest: [begin._replace(want=0), *rest], first, rest)
 
 
 class Worker:
@@ -186,6 +284,7 @@ class Told:
         self._sequence = 1
         self._seen: list[Seen] = []
         self._workers = {"v": Worker(), "w": Worker()}
+        self._holds = 0
         self.epochs: set[int] = set()
 
     async def tell(self, step: Step) -> list[Any]:
@@ -214,7 +313,7 @@ class Told:
             return await act
         except NoSuchCounter as error:
             return error.seen
-        except StoreError as error:
+        except (StoreError, NoSuchNumber) as error:
             return type(error)
 
     async def _act(self, step: Step) -> Any:
@@ -227,19 +326,27 @@ class Told:
                 return await store.read(self._name, seen, step.create)
             case "delete":
                 return await store.delete(self._name, word)
+            case "resolve":
+                id = f"hold-{self._holds - step.hold}"
+                return await store.resolve(self._name, word, id, step.action, step.number)
+            case "give back":
+                last = max(1, (self._seen[-1].issued if self._seen else 0) - step.back[0])
+                return await store.give_back(self._name, word, [(max(1, last - step.back[1] + 1), last)])
             case how:
                 limit = step.limit
                 if limit is not None and limit < 0:
                     limit = (self._seen[-1].issued if self._seen else 0) - limit - 1
-                return await store.put(self._name, word, limit, step.most, how)
+                every, zone = step.every if step.every is not None else (None, None)
+                return await store.put(self._name, word, limit, Rules(step.most, step.each, every, zone), how)
 
     async def _claim(self, step: Step, seen: Seen | None) -> Verdict:
         self._sequence += not step.again
         sequence = max(1, self._sequence - step.again + bool(step.again))
         worker = self._workers[step.worker]
         back, held = self._lease(worker, step.holding) if sequence > worker.sequence else ([], [])
-        sizes = [size for size, _ in step.claims]
-        keys = [key for _, key in step.claims]
+        sizes = [claim[0] for claim in step.claims]
+        keys = [claim[1] for claim in step.claims]
+        wishes = [self._wish(*claim[2:]) for claim in step.claims]
         batch = Batch(
             name=self._name,
             worker=step.worker,
@@ -252,6 +359,7 @@ class Told:
             want=step.want,
             back=back,
             held=held,
+            wishes=wishes if any(wishes) else None,
         )
         verdict = await self._stores[step.on_loss].claim(batch)
         if sequence > worker.sequence:
@@ -263,6 +371,12 @@ class Told:
                 worker.returned = []  # it may be its own again
             self.executed(verdict)
         return verdict
+
+    def _wish(self, seconds: int = 0, claimant: str = "") -> Wish | None:
+        if not (seconds or claimant):
+            return None
+        self._holds += seconds > 0
+        return Wish(f"hold-{self._holds}" if seconds else "", seconds, claimant)
 
     def executed(self, verdict: Verdict) -> None:
         """A batch was executed just now."""
@@ -305,20 +419,27 @@ class Told:
             known = self._seen[-1 - view.back % len(self._seen)]
         epoch = {"old": OLD_EPOCH, "same": known.epoch, "later": max(self.epochs, default=FIRST_EPOCH) + 1}[view.epoch]
         self.epochs.add(epoch)
-        if (view.epoch, view.revisions, view.numbers, view.moved) == ("same", 0, 0, 0):
+        if (view.epoch, view.revisions, view.numbers, view.moved, view.resolved) == ("same", 0, 0, 0, 0):
             return known
         revision = max(0, known.revision + view.revisions)
         if view.deleted:
             return Seen(epoch, revision, 0, 0, deleted=True)
         issued, moved = max(0, known.issued + view.numbers), max(0, known.moved + view.moved)
-        return Seen(epoch, revision, issued, view.limit, view.most, moved=moved)
+        limits = (view.limit, view.most, False, moved, view.each, view.every, "")
+        ends = known.ends or (FIRST_EPOCH if view.every else 0)
+        return Seen(epoch, revision, issued, *limits, ends if view.every else 0, max(0, known.resolved + view.resolved))
 
     def _comparable(self, outcome: Any) -> Any:
-        """With the rank of the epoch for the epoch, which is a clock's time."""
+        """With the rank of the epoch for the epoch, which is a clock's time; and not what time it is.
+
+        A store may tell an earlier second for the next hold that is due.
+        """
         if isinstance(outcome, tuple):
             return tuple(self._comparable(each) for each in outcome)
         if isinstance(outcome, Seen | Counter | Verdict):
             self.epochs.add(outcome.epoch)
+            if not isinstance(outcome, Seen):
+                outcome = msgspec.structs.replace(outcome, now=outcome.now > 0, due=outcome.due > 0)
             return msgspec.structs.replace(outcome, epoch=sorted(self.epochs).index(outcome.epoch))
         return outcome
 
@@ -360,6 +481,16 @@ class Model(MemoryStore):
     def _now(self) -> int:
         return self.moment.now
 
+    def _seconds(self) -> float:
+        return self.moment.now / 1e6
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass; receipts are kept for an hour."""
+        self.moment.now += round(seconds * 1e6)
+        if seconds >= RECEIPT_SECONDS:
+            self._receipts.clear()
+            self._words.clear()
+
     def state(self, name: str) -> State | None:
         return self._states.get(name)
 
@@ -377,7 +508,7 @@ class Age:
         self._ends: dict[int, int] = {}
 
     async def begin(self) -> None:
-        """Begin a step, not just before a lease comes to its age."""
+        """Begin a step, not just before a lease comes to its age, nor before a second is over, as holds count them."""
         while True:
             self._model.moment.now = now = time.time_ns() // 1000
             if not self._doubtful(now, now + STEP):
@@ -391,6 +522,8 @@ class Age:
         return not self._doubtful(self._model.moment.now, now)
 
     def _doubtful(self, first: int, last: int) -> bool:
+        if first // 1_000_000 != last // 1_000_000:
+            return True
         state = self._model.state(self._name)
         leases = state.leases.values() if state is not None else ()
         return any(last - lease.at >= RETURN > first - self._ends[lease.at] for lease in leases)
@@ -427,7 +560,7 @@ def test_a_store_does_as_the_model_does(store_url: str, mixed: bool) -> None:
             await store.forget()
 
         @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(history=st.lists(steps, min_size=15, max_size=50) | busy(st.none() | st.none() | views))
+        @given(history=st.lists(steps, min_size=15, max_size=50) | busy(st.none() | st.none() | views) | sales(SELDOM))
         def unfolds(history: list[Step]) -> None:
             runner.run(unfold(history))
 
@@ -437,6 +570,73 @@ def test_a_store_does_as_the_model_does(store_url: str, mixed: bool) -> None:
         finally:
             for store in stores.values():
                 runner.run(store.close())
+
+
+class Wire(asyncio.Transport):
+    """A connection to a server whose time is simulated."""
+
+    def __init__(self, session: Session, protocol: Any) -> None:
+        super().__init__()
+        self._session = session
+        self._protocol = protocol
+        self._open = True
+
+    def write(self, data: Any) -> None:
+        for command in self._session.feed(bytes(data)):
+            asyncio.get_running_loop().call_soon(self._protocol.data_received, self._session.execute(command))
+
+    def writelines(self, chunks: Any) -> None:
+        self.write(b"".join(chunks))
+
+    def is_closing(self) -> bool:
+        return not self._open
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._protocol.connection_lost(None)
+
+    abort = close
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(history=sales(RENEWALS))
+def test_scripts_do_as_the_model_does_while_time_passes(history: list[Step]) -> None:
+    halting = Model("halt")
+    moment = halting.moment
+    moment.now = 1_767_225_600_000_000 + 1
+    server = Server(lambda: moment.now)
+
+    async def dial(factory: Any, _: Any) -> Any:
+        protocol = factory()
+        wire = Wire(server.connect(), protocol)
+        protocol.connection_made(wire)
+        return wire, protocol
+
+    async def unfold() -> None:
+        stores: dict[OnLoss, Store] = {
+            each: RedisStore("redis://simulated", 20.0, on_loss=each, dial=dial) for each in ("halt", "raise")
+        }
+        for each in stores.values():
+            await each.open()
+            await each.ready()
+        model, store = Told({"halt": halting, "raise": Model("raise", halting)}, "seats"), Told(stores, "seats")
+        try:
+            for step in history:
+                halting.pass_time(step.wait)
+                assert await store.tell(step) == await model.tell(step), step
+            assert await store.listed() == await model.listed()
+        finally:
+            for each in stores.values():
+                await each.close()
+
+    asyncio.run(unfold())
 
 
 class Audited(Told):

@@ -26,6 +26,7 @@ from pythonricing.counting.model import (
     KeyReused,
     NoSuchCounter,
     Replay,
+    Rules,
     Seen,
     StateLost,
     StoreRejected,
@@ -135,7 +136,7 @@ def raising(opened: Opened, store_url: str) -> Iterator[Opened]:
 
 
 def put(opened: Opened, limit: int | None, most: int | None = None, how: How = "change") -> Any:
-    return opened.run(opened.store.put(opened.name, word(), limit, most, how))
+    return opened.run(opened.store.put(opened.name, word(), limit, Rules(most=most), how))
 
 
 def test_a_batch_is_granted_greedily_in_arrival_order_each_claim_whole_or_not_at_all(opened: Opened) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from pythonricing.counting.model import (
+    KEEP,
     KEY_SECONDS,
     RECEIPT_SECONDS,
     REFUSED_KEY_SECONDS,
@@ -27,6 +28,7 @@ from pythonricing.counting.model import (
     Counter,
     NoSuchCounter,
     Replay,
+    Rules,
     Seen,
     Server,
     StateLost,
@@ -223,9 +225,9 @@ class PostgresStore:
         return int((await self._run(CLOCK))["clock"])
 
     async def put(
-        self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
+        self, name: str, word: Word, limit: int | None, rules: Rules = KEEP, how: How = "change"
     ) -> tuple[Counter, bool]:
-        options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS, limit, most, how, self._on_loss)
+        options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS, limit, rules.most, how, self._on_loss)
         created, *reply = await self._call(PUT, name, word.id, word.not_after, *options, *_columns(word.seen))
         return _counter(name, *reply), bool(created)
 

@@ -1,8 +1,8 @@
--- One batch of claims on one counter: executed once, however often it is sent. Begins with counter.lua.
+-- One batch of claims on one counter: executed once, however often it is sent. Follows counter.lua and holds.lua.
 --
 -- KEYS[2]    the receipt of this worker's last batch: "sequence reply"
--- KEYS[3..]  the idempotency keys, one for each keyed claim in order: "epoch:size:count:limit:admitted", and ":runs" where
---            it got several
+-- KEYS[3..]  the idempotency keys, one for each keyed claim in order: "epoch:size:count:limit:admitted" (2: refused because
+--            of its claimant's share), and ":runs" where it got several, or ":runs:hold:expires:claimant"
 --
 -- ARGV[11]   sequence of the batch; 0 reads only and leaves no receipt
 -- ARGV[12]   attempt: which composition of the batch this is; from 1 on it is a repeat
@@ -13,12 +13,15 @@
 -- ARGV[17]   how many numbers the worker wants to be lent
 -- ARGV[18]   the runs of its lease that it gives back, as "first-last first-last ..."
 -- ARGV[19]   the runs of its lease that it still holds
--- ARGV[20..] the claims in arrival order as pairs "times size"; a keyed claim has times 1 and a negative size
+-- ARGV[20]   1 if a claim has a hold or a claimant, or ''
+-- ARGV[21..] the claims in arrival order as pairs "times size"; a keyed claim has times 1 and a negative size, and one with
+--            a hold or a claimant times 0, the size, negative if it is keyed, and "hold seconds claimant", each perhaps ''
 --
--- Replies "attempt epoch revision limit most before issued moved out runs lent" (before: the numbers taken before; out:
--- those on leases that may come back, unless every claim was admitted and another one might be; runs and lent: "first-last,..." or
--- "-") and, for each keyed claim, its record or "-" where the key was new, and last, if a loss raised the numbers issued,
--- "^" and what they were before; or LOST, STALE, or MISSING with the epoch and revision of its deletion if that is known.
+-- Replies "attempt epoch revision limit most before issued moved out runs lent sale" (before: the numbers taken before;
+-- out: those on leases that may come back, unless every claim was admitted and another one might be; runs and lent:
+-- "first-last,..." or "-"; sale: see `told`) and, for each keyed claim, its record or "-" where the key was new, and last, if
+-- a loss raised the numbers issued, "^" and what they were before; or LOST, STALE, or MISSING with the epoch and revision
+-- of its deletion if that is known; or OVER with the time, every and zone, if the window that contains it is needed.
 
 local sequence = tonumber(ARGV[11])
 if sequence > 0 then
@@ -45,6 +48,8 @@ if not settled then
 
   if recover() then
     return nothing('LOST')
+  elseif over then
+    return over
   end
   if deleted or not issued then
     if ARGV[16] == '' then
@@ -94,6 +99,12 @@ if lease_at then
   end
 end
 
+if sale then
+  expire()
+end
+local given = sale and sale.given or 0
+local top = limit + given -- the highest number that may be given
+
 local take, gather
 if free[1] then
   -- Numbers from at most so many free runs, the lowest first, and the rest of them fresh, as far as the limit goes.
@@ -108,7 +119,7 @@ if free[1] then
         table.remove(free, 1)
       end
     end
-    local fresh = math.min(size, limit - issued)
+    local fresh = math.min(size, top - issued)
     if fresh > 0 then
       add(got, issued + 1, issued + fresh)
       issued = issued + fresh
@@ -119,7 +130,7 @@ if free[1] then
   -- The numbers of an admitted claim: one run, unless only scattered ones are left.
   function take(size)
     for index, run in ipairs(free) do
-      if math.min(run[2], limit) - run[1] + 1 >= size then
+      if math.min(run[2], top) - run[1] + 1 >= size then
         local first = run[1]
         run[1], moved, stirred = first + size, moved + size, true
         if run[1] > run[2] then
@@ -128,16 +139,18 @@ if free[1] then
         return { { first, first + size - 1 } }
       end
     end
-    return gather({}, size, issued + size <= limit and 0 or #free)
+    return gather({}, size, issued + size <= top and 0 or #free)
   end
 end
 
-local known_issued, taken = issued, issued - total(free)
+local known_issued, taken = issued, issued - total(free) - given
 local before, runs, records, keyed, waited = taken, {}, {}, 2, false
-for i = 20, #ARGV, 2 do
+local place, i, refused = 0, 21, false -- the claims that shares refuse, by their place in the batch
+while i < #ARGV do
   local times, size = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
-  if size > 0 then
-    if most == 0 or size <= most then
+  i, place = i + 2, place + math.max(times, 1)
+  if times > 0 and size > 0 then
+    if (most == 0 or size <= most) and not (sale and sale.each > 0) then
       local admitted = math.max(0, math.min(times, math.floor((limit - taken) / size)))
       taken = taken + admitted * size
       if free[1] then
@@ -151,54 +164,69 @@ for i = 20, #ARGV, 2 do
         issued = issued + admitted * size
       end
       if admitted < times and not waited then
-        waited = out(lease, lease_at)
+        waited = out(lease, lease_at) + (more and sale.held or 0)
       end
     end
   else
-    keyed, size = keyed + 1, -size
-    local record = redis.call('GET', KEYS[keyed])
-    if record and string.match(record, '^%d+') == digits(epoch) then
-      records[#records + 1] = record
-    else
-      if most == 0 or size <= most then
-        local admitted, number, several = taken + size <= limit, taken, ''
-        if admitted then
-          local got = take and take(size) or { { issued + 1, issued + size } }
-          issued, taken = take and issued or issued + size, taken + size
-          for _, run in ipairs(got) do
-            add(runs, run[1], run[2])
-          end
-          number, several = got[#got][2], got[2] and ':' .. text(got) or ''
-        elseif not waited then
-          waited = out(lease, lease_at)
+    local id, seconds, claimant, record, new = '', 0, '', false, true
+    if times == 0 then
+      id, seconds, claimant, i = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], i + 3
+    end
+    if size < 0 then
+      keyed, size, record = keyed + 1, -size, true
+      local known = redis.call('GET', KEYS[keyed])
+      new = not known or string.match(known, '^%d+') ~= digits(epoch)
+      records[#records + 1] = new and '-' or known
+    end
+    -- Each claim names a claimant just where there are claimants.
+    if new and (most == 0 or size <= most) and (times > 0 or size <= MAX_NUMBERS)
+      and (claimant ~= '') == (sale ~= nil and sale.each > 0) then
+      local above = times == 0 and capped(claimant, size)
+      local admitted, number, several, expires = not above and taken + size <= limit, taken, '', 0
+      if admitted then
+        local got = take and take(size) or { { issued + 1, issued + size } }
+        issued, taken = take and issued or issued + size, taken + size
+        for _, run in ipairs(got) do
+          add(runs, run[1], run[2])
         end
-        -- A refusal is remembered once no lease can make room any more.
-        if admitted or taken + size - waited > limit then
-          redis.call('SET', KEYS[keyed], table.concat(
-            { digits(epoch), digits(size), digits(number), digits(limit), admitted and '1' or '0' }, ':') .. several,
-            'EX', admitted and ARGV[14] or ARGV[15])
-        end
+        number, several = got[#got][2], got[2] and text(got) or ''
+        expires = times == 0 and own(got, size, id, seconds, claimant) or 0
+      elseif above then
+        refused = refused or {}
+        refused[#refused + 1] = place - 1
+      elseif not waited then
+        waited = out(lease, lease_at) + (more and sale.held or 0)
       end
-      records[#records + 1] = '-'
+      -- A refusal is remembered once no lease can make room any more.
+      if record and (admitted or above or taken + size - waited > limit) then
+        local told = { digits(epoch), digits(size), digits(number), digits(limit), admitted and '1' or above and '2' or '0' }
+        if several ~= '' or times == 0 then
+          told[6] = several
+        end
+        if times == 0 then
+          told[7], told[8], told[9] = admitted and id or '', digits(expires), claimant
+        end
+        redis.call('SET', KEYS[keyed], table.concat(told, ':'), 'EX', admitted and ARGV[14] or ARGV[15])
+      end
     end
   end
 end
 if not waited and (sequence == 0 or taken >= limit) then
-  waited = out(lease, lease_at)
+  waited = out(lease, lease_at) + (more and sale.held or 0)
 end
 
 -- Plenty may be left to be lent.
 local lent = {}
 local size = math.min(tonumber(ARGV[17]), math.floor((limit - taken) / LEASE_PART))
-if size >= LEASE_LEAST and #free <= MAX_FREE then
+if size >= LEASE_LEAST and #free <= MAX_FREE
+  and not (sale and (sale.each > 0 or 0 < sale.ends and sale.ends <= now + LEASE)) then
   if free[1] then
     gather(lent, size, MAX_LENT)
   else
     lent[1] = { issued + 1, issued + size }
     issued = issued + size
   end
-  local time = redis.call('TIME')
-  lease_at = digits(tonumber(time[1]) * 1000000 + tonumber(time[2]))
+  lease_at = digits(time())
   for _, run in ipairs(lent) do
     lease[#lease + 1] = run
   end
@@ -216,6 +244,12 @@ if lease[1] then
 elseif stored[12] and sequence > 0 then
   redis.call('HDEL', KEYS[1], 'lease:' .. ARGV[10])
 end
+if sale then
+  if lease[1] then
+    list_worker()
+  end
+  keep()
+end
 
 -- Mostly as it was stored: that saves a tenth of the script.
 local reply = saved and { ARGV[12], digits(epoch), digits(revision), digits(limit), digits(most) }
@@ -223,6 +257,7 @@ local reply = saved and { ARGV[12], digits(epoch), digits(revision), digits(limi
 reply[6] = string.format('%.0f %.0f %.0f %.0f', before, issued, moved, waited or 0)
 reply[7] = runs[1] and text(runs) or '-'
 reply[8] = lent[1] and text(lent) or '-'
+reply[9] = sale and told(refused) or '-'
 for _, record in ipairs(records) do
   reply[#reply + 1] = record
 end

@@ -1,32 +1,41 @@
--- What all scripts begin with, after their name in `script` and, for a claim, quick.lua: a counter as it is stored, held against what the worker
--- has seen of it. A translation of counting/rules.py; docs/protocol.md says why.
+-- What all scripts begin with, after their name in `script` and, for a claim, quick.lua: a counter as it is stored, held
+-- against what the worker has seen of it. A translation of counting/rules.py; docs/protocol.md says why.
 --
 -- KEYS[1]    the counter, a hash: count (the highest number issued), limit, most (the largest claim, 0: no bound), epoch
 --            (microseconds), revision, base (the highest number of earlier epochs that this one takes account of;
 --            or, negative, the last epoch of which it takes account of all: that of a known deletion),
 --            moved, free ("epoch run run ...", a run is "first-last"), for each worker with a lease "lease:worker" ("epoch
 --            moment run run ..."), and lost (what is known to be issued) once data turned out to be gone or too old; or
---            its tombstone: deleted, epoch, revision
+--            its tombstone: deleted, epoch, revision. One with holds, give-backs, claimants or windows has a field `sale`
+--            too (see SALE below), and what holds.lua says
 --
 -- ARGV[1..7] what the worker has seen: epoch, revision, issued, limit, most, deleted (1 or 0), moved; or '' each
 -- ARGV[8]    what a loss does: "halt" marks the counter as lost; "raise" lifts it to what is known of it
--- ARGV[9]    seconds that a tombstone is kept
+-- ARGV[9]    what else it has seen, and a window of the calendar: "resolved each ends every zone begins ends", "-" for no
+--            every or zone and 0 for what isn't known; or ''
 -- ARGV[10]   the worker, or '' where it has no part in this
 --
 -- Numbers stay exact up to 2^53 ('%.0f': Lua's own conversion keeps 14 digits).
 -- No key is ever deleted and written again: while a cluster moves the slot, a key that is gone can't come back here.
 
--- The state's version, a field of its own: 2 since there are revisions; without one it is 1, which this reads too.
-local VERSION = 2
+-- The state's version, a field of its own: 3 where there is `sale`, or else 2; without one it is 1, which this reads too.
+local VERSION = 3
 local ALL = 2 ^ 53 -- as a base: begun by somebody who meant to start over
--- Microseconds for which a lease is waited for; and those for which it may come back at all.
-local LEASE_RETURN, LEASE_KEPT = 300000, 3600000000
+local TOMBSTONE = 604800 -- seconds that a tombstone is kept
+-- Microseconds for which a lease is used; for which it is waited for; and those for which it may come back at all.
+local LEASE, LEASE_RETURN, LEASE_KEPT = 100000, 300000, 3600000000
 -- A lease is at most one part in so many of what is left, and at least so many numbers; nothing is lent above so many free
 -- runs; and so many of them make one lease at most.
 local LEASE_PART, LEASE_LEAST, MAX_FREE, MAX_LENT = 64, 4, 64, 8
 
 local function digits(number)
   return string.format('%.0f', number)
+end
+
+-- The time in microseconds.
+local function time()
+  local now = redis.call('TIME')
+  return tonumber(now[1]) * 1000000 + tonumber(now[2])
 end
 
 -- The runs in a text, as pairs.
@@ -76,7 +85,7 @@ local function sorted(runs)
 end
 
 stored = stored or redis.call('HMGET', KEYS[1], 'count', 'limit', 'most', 'epoch', 'revision', 'base', 'lost', 'deleted',
-  'origin', 'moved', 'free', 'lease:' .. (ARGV[10] or '')) -- as in quick.lua
+  'origin', 'moved', 'free', 'lease:' .. (ARGV[10] or ''), 'sale') -- as in quick.lua
 local issued, limit, most, epoch = tonumber(stored[1]), tonumber(stored[2]), tonumber(stored[3]), tonumber(stored[4])
 local revision, base, lost, deleted = tonumber(stored[5]), tonumber(stored[6]), stored[7], stored[8]
 local moved, free = tonumber(stored[10]) or 0, {}
@@ -89,35 +98,114 @@ base = base or (deleted or stored[9] == 'operator') and ALL or 0
 issued = lost and math.max(issued or 0, tonumber(lost)) or issued
 lost, deleted = lost and true, deleted and true
 
+-- SALE: what a counter has beside its count, or nil. In the field it is these in this order, separated by spaces, "-" for
+-- '', and then the workers that have leases (or had one), since a hash with many holds can't be looked through.
+--   given     numbers given back in this epoch     each      numbers that a claimant may own, 0: no claimants
+--   held      numbers on holds in this epoch       ends      end of its window, microseconds, 0: it has none
+--   due       second at which a hold is looked at  began     epoch with which it was last started over
+--   heap      holds that are known                 resolved  holds confirmed or released since then
+--   chunk     the chunk that was made last         losses    losses of data
+--   every, zone   how it renews
+local sale, now = nil, false
+local altered = false -- whether there is something of it to be kept
+if stored[13] then
+  sale, now = {}, time()
+  local workers
+  sale.given, sale.held, sale.due, sale.heap, sale.chunk, sale.each, sale.ends, sale.began, sale.resolved, sale.losses,
+    sale.every, sale.zone, workers = string.match(stored[13],
+    '^(%d+) (%d+) (%d+) (%d+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+)(.*)$')
+  for _, field in ipairs({ 'given', 'held', 'due', 'heap', 'each', 'ends', 'began', 'resolved', 'losses' }) do
+    sale[field] = tonumber(sale[field])
+  end
+  sale.every, sale.zone = sale.every ~= '-' and sale.every or '', sale.zone ~= '-' and sale.zone or ''
+  sale.workers = {}
+  for worker in string.gmatch(workers, '%S+') do
+    sale.workers[#sale.workers + 1] = worker
+  end
+end
+
 local raised = false -- the number before a loss raised it
 local saved = false -- whether the state is another one than `stored`
 local forgotten = false -- whether what was free and leased is over
 
 -- Claims mostly find the state that their worker has seen, and need nothing of what follows. Functions that capture the
 -- state cost a fifth of the script, so they are only made where they may be needed.
-local save, forget, start, reconcile, recover, missing
+local save, forget, start, reconcile, recover, missing, renew, follow, rule, clear, window
+local over = false -- the reply that asks for the window that contains the time
 local settled = script == 'claim' and stored[4] == ARGV[1] and stored[5] == ARGV[2] and issued >= tonumber(ARGV[3])
-  and moved >= tonumber(ARGV[7]) and not lost and not deleted
+  and moved >= tonumber(ARGV[7]) and not lost and not deleted and not (sale and 0 < sale.ends and sale.ends <= now)
+
+local special, save_sale
+if sale or not settled or ARGV[20] == '1' then
+  -- What a counter with holds, give-backs, claimants or windows has of its own; made where it has none.
+  function special()
+    if not sale then
+      now = now or time()
+      sale = { given = 0, held = 0, due = 0, heap = 0, chunk = '-', each = 0, ends = 0, began = epoch or 0, resolved = 0,
+        losses = 0, every = '', zone = '', workers = {} }
+      for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+        if string.sub(field, 1, 6) == 'lease:' then
+          sale.workers[#sale.workers + 1] = string.sub(field, 7)
+        end
+      end
+    end
+    return sale
+  end
+
+  function save_sale()
+    local function word(text)
+      return text ~= '' and text or '-'
+    end
+    local workers = sale.workers[1] and ' ' .. table.concat(sale.workers, ' ') or ''
+    redis.call('HSET', KEYS[1], 'version', VERSION, 'moved', digits(moved), 'sale',
+      string.format('%.0f %.0f %.0f %.0f %s %.0f %.0f %.0f %.0f %.0f %s %s', sale.given, sale.held, sale.due, sale.heap,
+        sale.chunk, sale.each, sale.ends, sale.began, sale.resolved, sale.losses, word(sale.every), word(sale.zone))
+      .. workers)
+  end
+end
+
 if not settled then
+  now = now or time()
   -- A later version that other states follow from raises the revision with it, or begins an epoch: so it is noticed here.
   local version = redis.call('HGET', KEYS[1], 'version')
   if version and tonumber(version) > VERSION then
     return 'NEWER ' .. version .. ' ' .. VERSION
   end
 
+  local chunk = '-' -- the last one of an epoch that is over
+
   function save()
     saved = true
+    while chunk ~= '-' do
+      local before, owners = string.match(redis.call('HGET', KEYS[1], 'chunk:' .. chunk), '^(%S+) %S+(.*)$')
+      redis.call('HDEL', KEYS[1], 'chunk:' .. chunk)
+      for claimant in string.gmatch(owners, ' %d+%-%d+ (%S+)') do
+        redis.call('HDEL', KEYS[1], 'for:' .. claimant)
+      end
+      chunk = before
+    end
     redis.call('HSET', KEYS[1], 'count', digits(issued), 'limit', digits(limit), 'most', digits(most),
       'epoch', digits(epoch), 'revision', digits(revision), 'base', digits(base), 'moved', digits(moved))
     redis.call('HDEL', KEYS[1], 'origin')
     if forgotten then
-      for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-        if field == 'free' or string.sub(field, 1, 6) == 'lease:' then
+      local fields = sale and {} or redis.call('HKEYS', KEYS[1])
+      for _, worker in ipairs(sale and sale.workers or {}) do
+        fields[#fields + 1] = 'lease:' .. worker
+      end
+      redis.call('HDEL', KEYS[1], 'free')
+      for _, field in ipairs(fields) do
+        if string.sub(field, 1, 6) == 'lease:' then
           redis.call('HDEL', KEYS[1], field)
         end
       end
     end
-    redis.call('HSET', KEYS[1], 'version', VERSION)
+    if sale and (sale.heap > 0 or sale.each > 0 or sale.every ~= '' or sale.given > 0 or sale.resolved > 0) then
+      sale.workers = forgotten and {} or sale.workers
+      save_sale()
+    else
+      redis.call('HDEL', KEYS[1], 'sale')
+      redis.call('HSET', KEYS[1], 'version', 2)
+    end
     for field, value in pairs({ lost = lost and digits(issued) or '', deleted = deleted and '1' or '' }) do
       if value == '' then
         redis.call('HDEL', KEYS[1], field)
@@ -126,7 +214,7 @@ if not settled then
       end
     end
     if deleted and not lost then
-      redis.call('EXPIRE', KEYS[1], ARGV[9])
+      redis.call('EXPIRE', KEYS[1], TOMBSTONE)
     else
       redis.call('PERSIST', KEYS[1])
     end
@@ -137,13 +225,83 @@ if not settled then
     free, stored[12], forgotten = {}, false, true
   end
 
+  -- Another epoch begins: nothing of it was given back, or is held or owned, once this is saved.
+  function clear()
+    if sale then
+      chunk = chunk ~= '-' and chunk or sale.chunk
+      sale.chunk, sale.given, sale.held = '-', 0, 0
+    end
+  end
+
   -- Begin an epoch at 0; restarted: by somebody who meant to, whatever was before it.
   function start(restarted)
     base = restarted and ALL or 0 - (epoch or 0)
-    local now = redis.call('TIME')
-    epoch = math.max(tonumber(now[1]) * 1000000 + tonumber(now[2]), (epoch or 0) + 1, (tonumber(ARGV[1]) or 0) + 1)
+    epoch = math.max(now, (epoch or 0) + 1, (tonumber(ARGV[1]) or 0) + 1)
     issued, moved, lost, deleted, raised = 0, 0, false, false, false
+    if sale then
+      clear()
+      sale.began, sale.resolved = epoch, 0
+    end
     forget()
+  end
+
+  -- What the worker has seen beyond ARGV[7], and the window that it has computed.
+  local more = { string.match(ARGV[9] or '', '^(%d+) (%d+) (%d+) (%S+) (%S+) (%d+) (%d+)$') }
+  local seen_resolved, seen_each, seen_ends = tonumber(more[1]) or 0, tonumber(more[2]) or 0, tonumber(more[3]) or 0
+  local seen_every, seen_zone = more[4] or '-', more[5] or '-'
+  local begins, stops = tonumber(more[6]), tonumber(more[7])
+
+  -- Begin and end of the window that contains the time; or nil, and `over` asks for it.
+  function window(every, zone)
+    local length, unit = string.match(every, '^(%d+)([smhd])$')
+    if length then
+      length = length * ({ s = 1, m = 60, h = 3600, d = 86400 })[unit] * 1000000
+      local from = now - math.fmod(now, length)
+      return from, from + length
+    elseif begins and begins <= now and now < stops then
+      return begins, stops
+    end
+    over = 'OVER ' .. digits(now) .. ' ' .. every .. ' ' .. (zone ~= '' and zone or '-')
+  end
+
+  -- Begin the window that contains the time, if the one before is over; returns whether it did, and nothing is kept yet.
+  -- The epoch is the moment at which it begins: an older copy that renews again has the same one, and less in it.
+  function renew()
+    if not sale or sale.ends == 0 or now < sale.ends or lost or deleted then
+      return false
+    end
+    local from, to = window(sale.every, sale.zone)
+    if not from then
+      return false
+    end
+    epoch, sale.ends, issued, moved = math.max(from, epoch + 1), to, 0, 0
+    clear()
+    forget()
+    return true
+  end
+
+  -- Have these rules beside limit and largest claim; `anew`: the window is the one that contains the time.
+  function rule(each, every, zone, anew)
+    if sale or each > 0 or every ~= '' then
+      special()
+      sale.each, sale.every, sale.zone = each, every, zone
+      if anew then
+        sale.ends = 0
+        if every ~= '' then
+          local _, ends = window(every, zone)
+          sale.ends = ends or 0
+        end
+      end
+    end
+  end
+
+  -- Have the rules that the worker has seen.
+  function follow()
+    revision, limit, most, deleted = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
+    rule(seen_each, seen_every ~= '-' and seen_every or '', seen_zone ~= '-' and seen_zone or '')
+    if sale then
+      sale.ends = seen_ends
+    end
   end
 
   -- Add what the worker has seen beyond the state; returns whether there was any, which the store has lost then.
@@ -157,27 +315,45 @@ if not settled then
     if not epoch or epoch < seen_epoch then
       -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
       issued = math.max(lost and not deleted and before or 0, seen_issued)
-      epoch, revision, base, moved = seen_epoch, seen_revision, 0, seen_moved
-      limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
-    elseif epoch > seen_epoch then
-      -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-      if (seen_epoch <= -base or seen_issued <= math.max(base, 0)) and not (seen_revision > 0 and revision == 0) then
-        return false
+      epoch, base, moved = seen_epoch, 0, seen_moved
+      clear()
+      follow()
+      if sale or seen_resolved > 0 then
+        special()
+        sale.began, sale.resolved = epoch, seen_resolved
       end
-      issued = math.max(issued, seen_issued)
-      if revision == 0 and ARGV[6] ~= '1' then
-        revision, limit, most = seen_revision, tonumber(ARGV[4]), tonumber(ARGV[5])
+    elseif epoch > seen_epoch then
+      -- Of a window that is over the numbers don't matter any more, but what it renews by does.
+      local renewed = sale and seen_epoch >= sale.began
+      local ended = renewed or 0 < seen_ends and seen_ends <= epoch
+      if not (renewed and (revision < seen_revision or sale.resolved < seen_resolved)) then
+        -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
+        local known = ended or seen_epoch <= -base or seen_issued <= math.max(base, 0)
+        if known and not (seen_revision > 0 and revision == 0) then
+          return false
+        end
+      end
+      if not ended then
+        issued = math.max(issued, seen_issued)
+      end
+      if renewed and revision < seen_revision or revision == 0 and ARGV[6] ~= '1' then
+        follow()
       end
     elseif revision < seen_revision or (revision == seen_revision and deleted and ARGV[6] ~= '1') then
-      issued, moved, revision = math.max(before, seen_issued), math.max(moved, seen_moved), seen_revision
-      limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
+      issued, moved = math.max(before, seen_issued), math.max(moved, seen_moved)
+      follow()
     elseif not deleted and (issued < seen_issued or moved < seen_moved) then
       issued, moved = math.max(issued, seen_issued), math.max(moved, seen_moved)
     else
       return false
     end
-    -- What is stored as free may have been given since, what is stored as leased may have come back.
+    -- What is stored as free may have been given since, what is stored as leased may have come back, and what is stored as
+    -- held may be resolved.
     forget()
+    if sale or seen_resolved > 0 then
+      special()
+      sale.held, sale.losses, sale.resolved = 0, sale.losses + 1, math.max(sale.resolved, seen_resolved)
+    end
     raised = digits(before)
     return true
   end
@@ -188,7 +364,10 @@ if not settled then
     if more or raise and marked then
       raised = raise and (raised or digits(issued))
       lost = not raise
-      save()
+      renew()
+      if not over then
+        save()
+      end
     end
     return lost, marked
   end
@@ -196,17 +375,36 @@ if not settled then
   function missing()
     return epoch and 'MISSING ' .. digits(epoch) .. ' ' .. digits(revision) or 'MISSING'
   end
+
+  -- Renewed before anything else: what was seen of a window that is over is no loss.
+  if script ~= 'clock' then
+    if renew() then
+      save()
+    elseif over then
+      return over
+    end
+  end
 end
 
--- How many numbers are out on leases that may come back, and the time; `own` is what this worker's lease is by now. Leases
--- that nobody will ask for any more are removed.
+-- How many numbers are out on leases that may come back; `own` is what this worker's lease is by now. Leases that nobody
+-- will ask for any more are removed.
 local function out(own, own_at)
-  local time = redis.call('TIME')
-  local now, sum = tonumber(time[1]) * 1000000 + tonumber(time[2]), 0
+  local now, sum = time(), 0
   if own_at and tonumber(own_at) > now - LEASE_RETURN then
     sum = total(own)
   end
-  local fields = redis.call('HGETALL', KEYS[1])
+  local fields = sale and {} or redis.call('HGETALL', KEYS[1])
+  if sale then
+    local workers = {}
+    for _, worker in ipairs(sale.workers) do
+      local runs = redis.call('HGET', KEYS[1], 'lease:' .. worker)
+      if runs then
+        workers[#workers + 1] = worker
+        fields[#fields + 1], fields[#fields + 2] = 'lease:' .. worker, runs
+      end
+    end
+    sale.workers, altered = workers, altered or #workers < #sale.workers
+  end
   for i = 1, #fields, 2 do
     if string.sub(fields[i], 1, 6) == 'lease:' and fields[i] ~= 'lease:' .. ARGV[10] then
       local at, runs = string.match(fields[i + 1], '^' .. digits(epoch) .. ' (%d+)(.*)$')

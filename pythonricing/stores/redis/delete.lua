@@ -1,5 +1,5 @@
--- Forget a counter, and leave a tombstone that tells deletion from loss: once, however often it is sent. Begins with
--- counter.lua.
+-- Forget a counter, and leave a tombstone that tells deletion from loss: once, however often it is sent. Follows
+-- counter.lua and holds.lua.
 --
 -- KEYS[2]  the receipt of this word of an operator: its reply
 -- ARGV[11] the moment after which it has no effect, in microseconds of this server's clock
@@ -12,8 +12,7 @@ if receipt then
   redis.call('EXPIRE', KEYS[2], ARGV[12])
   return receipt
 end
-local now = redis.call('TIME')
-if tonumber(now[1]) * 1000000 + tonumber(now[2]) > tonumber(ARGV[11]) then
+if now > tonumber(ARGV[11]) then
   return 'LATE'
 end
 
@@ -22,6 +21,11 @@ if (deleted or not issued) and not lost then
   return missing()
 end
 issued, moved, limit, most, base, revision = 0, 0, 0, 0, ALL, revision + 1
+rule(0, '', '', true)
+clear()
+if sale then
+  sale.began, sale.resolved = epoch, 0
+end
 forget()
 lost, deleted = false, true
 save()

@@ -12,16 +12,21 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import hiredis
+import msgspec
 
 from pythonricing.counting.model import (
+    KEEP,
     KEY_SECONDS,
-    LEASE_RETURN_SECONDS,
     RECEIPT_SECONDS,
     REFUSED_KEY_SECONDS,
-    TOMBSTONE_SECONDS,
     Counter,
     NoSuchCounter,
+    NoSuchNumber,
+    NumberLeased,
+    Outcome,
     Replay,
+    Resolution,
+    Rules,
     Seen,
     StateLost,
     StoreError,
@@ -29,7 +34,7 @@ from pythonricing.counting.model import (
     StoreUnavailable,
     Verdict,
 )
-from pythonricing.counting.rules import total
+from pythonricing.counting.windows import window
 from pythonricing.stores.link import stop
 from pythonricing.stores.redis.pipeline import ignore
 from pythonricing.stores.redis.routes import route_to
@@ -37,7 +42,7 @@ from pythonricing.stores.redis.routes import route_to
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import Batch, How, Run, Word
+    from pythonricing.counting.model import Action, Batch, How, Run, Word
     from pythonricing.settings import OnLoss
     from pythonricing.stores.redis.connector import Dial
     from pythonricing.stores.redis.pipeline import Pipeline
@@ -64,9 +69,15 @@ class Script:
         self.digest = hashlib.sha1(self.source).hexdigest()
 
 
-CLAIM = Script("claim", "quick", "counter")
-PUT, DELETE, CLOCK = (Script(name, "counter") for name in ("put", "delete", "clock"))
-SOURCES: dict[object, bytes] = {script.digest: script.source for script in (CLAIM, PUT, DELETE, CLOCK)}
+CLAIM, CLOCK = Script("claim", "quick", "counter", "holds"), Script("clock", "counter")
+PUT, DELETE, RESOLVE, GIVE_BACK, LOOK = (
+    Script(name, "counter", "holds") for name in ("put", "delete", "resolve", "give_back", "look")
+)
+SOURCES: dict[object, bytes] = {
+    script.digest: script.source for script in (CLAIM, CLOCK, PUT, DELETE, RESOLVE, GIVE_BACK, LOOK)
+}
+#: The place of a script's argument that has a window of the calendar at its end.
+WINDOW = 8
 
 
 class RedisStore:
@@ -103,20 +114,32 @@ class RedisStore:
 
     async def claim(self, batch: Batch) -> Verdict:
         keys = [f"pythonricing:{{{batch.name}}}", f"pythonricing:{{{batch.name}}}:receipt:{batch.worker}"]
-        if batch.keys is None:
+        claims: list[int | str]
+        if batch.keys is None and batch.wishes is None:
             claims = [number for size, run in groupby(batch.sizes) for number in (sum(1 for _ in run), size)]
         else:
             claims = []
-            for size, key in zip(batch.sizes, batch.keys, strict=True):
-                claims += (1, size if key is None else -size)
+            nothing: list[None] = [None] * len(batch.sizes)
+            for size, key, wish in zip(batch.sizes, batch.keys or nothing, batch.wishes or nothing, strict=True):
+                claims += (0 if wish else 1, size if key is None else -size)
+                if wish is not None:
+                    claims += (wish.hold, wish.seconds, wish.claimant)
                 if key is not None:
                     keys.append(f"pythonricing:{{{batch.name}}}:key:{key}")
-        lease = (batch.want, _text(batch.back), _text(batch.held))
+        lease = (batch.want, _text(batch.back), _text(batch.held), "" if batch.wishes is None else 1)
         reply = await self._claim(
             batch.name, keys, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, lease, claims
         )
-        attempt, epoch, revision, limit, most, before, issued, moved, out, runs, lent, *records = reply
+        attempt, epoch, revision, limit, most, before, issued, moved, out, runs, lent, sale, *records = reply
         raised = _raised(records) if records else None
+        if sale == b"-":
+            more: dict[str, Any] = {}
+        else:
+            *numbers, every, zone, capped = sale.decode().split(":")
+            each, ends, resolved, _, _, due, now, expired = map(int, numbers)
+            places = tuple(map(int, capped.split(","))) if capped else ()
+            more = {"each": each, "every": every, "zone": zone, "ends": ends, "resolved": resolved, "due": due}
+            more |= {"now": now, "expired": expired, "capped": places}
         return Verdict(
             int(attempt),
             int(epoch),
@@ -131,11 +154,12 @@ class RedisStore:
             _runs(lent),
             [_replay(record) for record in records],
             raised,
+            **more,
         )
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
         keys = [f"pythonricing:{{{name}}}", f"pythonricing:{{{name}}}:receipt:none"]
-        reply = await self._claim(name, keys, "", 0, 0, seen, create, (0, "", ""), [])
+        reply = await self._claim(name, keys, "", 0, 0, seen, create, (0, "", "", ""), [])
         return _counter(name, [*reply[1:9], *reply[11:]])
 
     async def clock(self, name: str) -> int:
@@ -143,10 +167,11 @@ class RedisStore:
         return int((await self._script(CLOCK, name, keys, confirm=False))[0])
 
     async def put(
-        self, name: str, word: Word, limit: int | None, most: int | None = None, how: How = "change"
+        self, name: str, word: Word, limit: int | None, rules: Rules = KEEP, how: How = "change"
     ) -> tuple[Counter, bool]:
-        rules = ("" if limit is None else limit, "" if most is None else most, how)
-        created, *words = await self._word(PUT, name, word, *rules)
+        kept = ["" if rule is None else rule for rule in (limit, rules.most, rules.each)]
+        chosen = ["" if rule is None else rule or "-" for rule in (rules.every, rules.zone)]
+        created, *words = await self._word(PUT, name, word, *kept, *chosen, how)
         self._indexed.discard(name)  # another worker may have deleted it
         self._index(name)
         return _counter(name, words), created == b"1"
@@ -155,6 +180,22 @@ class RedisStore:
         # It leaves the index when it is browsed: a repeated word must not take out what was created since.
         epoch, revision = await self._word(DELETE, name, word)
         return Seen(int(epoch), int(revision), 0, 0, deleted=True)
+
+    async def resolve(
+        self, name: str, word: Word, id: str, action: Action, number: int | None = None
+    ) -> tuple[Resolution | None, Counter]:
+        options = (*self._common(word.seen), "", word.not_after, id, action, "" if number is None else number)
+        outcome, size, runs, *words = await self._script(RESOLVE, name, [f"pythonricing:{{{name}}}"], *options)
+        self._index(name)
+        if outcome == b"none":
+            return None, _counter(name, words)
+        resolution = msgspec.convert(outcome.decode(), Outcome), int(size), tuple(_runs(runs))
+        return Resolution(*resolution), _counter(name, words)
+
+    async def give_back(self, name: str, word: Word, runs: Sequence[Run]) -> tuple[int, Counter]:
+        given, *words = await self._word(GIVE_BACK, name, word, _text(runs))
+        self._index(name)
+        return int(given), _counter(name, words)
 
     async def browse(self, limit: int, after: str = "") -> list[Counter]:
         counters: list[Counter] = []
@@ -173,20 +214,29 @@ class RedisStore:
 
     async def _named(self, names: list[str]) -> list[Counter]:
         """Those of these counters that there are, as far as their servers answer; others leave the index."""
-        now, *replies = await asyncio.gather(
-            self._ask(INDEX, "TIME"), *(self._ask(name, "HGETALL", f"pythonricing:{{{name}}}") for name in names)
-        )
-        young = 0 if now is None else int(now[0]) * 1_000_000 + int(now[1]) - int(LEASE_RETURN_SECONDS * 1e6)
         counters = []
-        for name, reply in zip(names, replies, strict=True):
-            if reply is None:
-                continue
-            counter = _stored(name, dict(zip(reply[::2], reply[1::2], strict=True)), young)
-            if counter is None:
-                self._forget(name)
-            else:
+        for name, counter in zip(names, await asyncio.gather(*map(self._look, names)), strict=True):
+            if isinstance(counter, Counter):
                 counters.append(counter)
+            elif counter:
+                self._forget(name)
         return counters
+
+    async def _look(self, name: str) -> Counter | bool:
+        """A counter as it is, lost or not; or whether it is certain that it is gone."""
+        try:
+            async with asyncio.timeout(self._timeout / 2 if self._route.spread else None):
+                words = await self._script(
+                    LOOK, name, [f"pythonricing:{{{name}}}"], *self._common(None), "", confirm=False
+                )
+        except (StoreUnavailable, TimeoutError):
+            if self._route.spread:
+                return False
+            raise
+        if words[0] == b"GONE":
+            return True
+        lost, *words = words
+        return msgspec.structs.replace(_counter(name, words), lost=lost == b"1")
 
     async def inspect(self) -> dict[str, dict[str, str]]:
         found: dict[str, dict[str, str]] = {}
@@ -261,8 +311,8 @@ class RedisStore:
         attempt: int,
         seen: Seen | None,
         create: int | None,
-        lease: tuple[int, str, str],
-        claims: list[int],
+        lease: tuple[int | str, ...],
+        claims: list[int | str],
     ) -> list[bytes]:
         created = "" if create is None else create
         remembered = (RECEIPT_SECONDS, KEY_SECONDS, REFUSED_KEY_SECONDS)
@@ -285,20 +335,33 @@ class RedisStore:
     def _common(self, seen: Seen | None) -> tuple[int | str, ...]:
         """The arguments of counter.lua."""
         if seen is None:
-            return ("", "", "", "", "", "", "", self._on_loss, TOMBSTONE_SECONDS)
+            return ("", "", "", "", "", "", "", self._on_loss, "")
         known = (seen.epoch, seen.revision, seen.issued, seen.limit, seen.most, int(seen.deleted), seen.moved)
-        return (*known, self._on_loss, TOMBSTONE_SECONDS)
+        more = ""
+        if seen.each or seen.every or seen.resolved:
+            more = f"{seen.resolved} {seen.each} {seen.ends} {seen.every or '-'} {seen.zone or '-'} 0 0"
+        return (*known, self._on_loss, more)
 
     async def _script(
         self, script: Script, name: str, keys: list[str], *arguments: int | str, confirm: bool = True
     ) -> list[bytes]:
         """Run a script and split its reply into words."""
-        pipeline = self._route.pipeline(name)
-        command = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
-        reply = await (pipeline.confirmed if confirm else pipeline.call)(*command)
-        if isinstance(reply, hiredis.ReplyError):
-            reply = await self._again(name, command, reply, pipeline, confirm)
-        words: list[bytes] = reply.split()
+        for _ in range(REDIRECTIONS):
+            pipeline = self._route.pipeline(name)
+            command = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
+            reply = await (pipeline.confirmed if confirm else pipeline.call)(*command)
+            if isinstance(reply, hiredis.ReplyError):
+                reply = await self._again(name, command, reply, pipeline, confirm)
+            words: list[bytes] = reply.split()
+            if words[0] != b"OVER":
+                break
+            # Its window is over, and the server knows no time zones.
+            now, every, zone = (word.decode() for word in words[1:])
+            found = window(every, zone.strip("-"), int(now))
+            seen = str(arguments[WINDOW]).split()[:-2] or ["0", "0", "0", "-", "-"]
+            arguments = (*arguments[:WINDOW], " ".join([*seen, *map(str, found)]), *arguments[WINDOW + 1 :])
+        else:
+            raise StoreUnavailable("the store's clock does not stay in a window")
         match words[0]:
             case b"MISSING":
                 deletion = Seen(int(words[1]), int(words[2]), 0, 0, deleted=True) if words[1:] else None
@@ -307,6 +370,10 @@ class RedisStore:
                 raise StateLost(name)
             case b"STALE":
                 raise StoreRejected("a later batch of this worker was executed before this one")
+            case b"NEVER":
+                raise NoSuchNumber
+            case b"LEASED":
+                raise NumberLeased("whether these numbers were given is known only once a lease is over")
             case b"LATE":
                 raise StoreUnavailable("the store was reached too late")
             case b"NEWER":
@@ -344,36 +411,44 @@ class RedisStore:
 def _counter(name: str, words: list[bytes]) -> Counter:
     """A counter from the words of a script about it, and perhaps what it was before a loss."""
     raised = _raised(words)
-    epoch, revision, limit, most, count, issued, moved, leased = map(int, words)
-    return Counter(name, count, limit, epoch, False, revision, most, raised, issued, moved, leased)
-
-
-def _stored(name: str, fields: dict[bytes, bytes], young: int) -> Counter | None:
-    """A counter as its hash has it, an earlier version's too. `young`: leases after it may come back."""
-    lost = b"lost" in fields
-    if b"count" not in fields or (b"deleted" in fields and not lost):
-        return None
-    issued, limit, epoch = (int(fields[field]) for field in (b"count", b"limit", b"epoch"))
-    revision, most, moved = (int(fields.get(field, 0)) for field in (b"revision", b"most", b"moved"))
-    free = leased = 0
-    for field, value in fields.items():
-        if field == b"free" or field.startswith(b"lease:"):
-            begun, _, text = value.partition(b" ")
-            if int(begun) != epoch:
-                continue
-            if field == b"free":
-                free = total(_runs(text or b"-"))
-            else:
-                at, _, text = text.partition(b" ")
-                leased += total(_runs(text)) if int(at) > young else 0
-    return Counter(name, issued - free, limit, epoch, lost, revision, most, None, issued, moved, leased)
+    *plain, sale = words
+    epoch, revision, limit, most, count, issued, moved, leased = map(int, plain)
+    counter = Counter(name, count, limit, epoch, False, revision, most, raised, issued, moved, leased)
+    if sale == b"-":
+        return counter
+    *numbers, every, zone, _ = sale.decode().split(":")
+    each, ends, resolved, held, given_back, due, now, expired = map(int, numbers)
+    return msgspec.structs.replace(
+        counter,
+        each=each,
+        every=every,
+        zone=zone,
+        ends=ends,
+        resolved=resolved,
+        held=held,
+        given_back=given_back,
+        due=due,
+        now=now,
+        expired=expired,
+    )
 
 
 def _replay(record: bytes) -> Replay | None:
     if record == b"-":
         return None
-    _, size, count, limit, admitted, *runs = record.split(b":")
-    return Replay(int(size), int(count), int(limit), admitted == b"1", tuple(_runs(runs[0])) if runs else ())
+    _, size, count, limit, admitted, *more = record.split(b":", 8)
+    runs, hold, expires, claimant = (*more, *(b"", b"", b"0", b"")[len(more) :])
+    return Replay(
+        int(size),
+        int(count),
+        int(limit),
+        admitted == b"1",
+        tuple(_runs(runs)) if runs else (),
+        hold.decode(),
+        int(expires),
+        admitted == b"2",
+        claimant.decode(),
+    )
 
 
 def _runs(text: bytes) -> list[Run]:

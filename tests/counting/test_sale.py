@@ -1,0 +1,180 @@
+"""The heart with holds, give-backs, claimants and windows, on a store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pythonricing.counting.counters import Counters
+from pythonricing.counting.journal import Journal
+from pythonricing.counting.model import (
+    MAX_NUMBERS,
+    BadRules,
+    ClaimantMissing,
+    ClaimantUnwanted,
+    HoldExpired,
+    HoldResolved,
+    KeyReused,
+    NoSuchHold,
+    NoSuchNumber,
+    TooMany,
+)
+from pythonricing.stores.memory import MemoryStore
+from tests.support import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class Clocked(MemoryStore):
+    """A store whose clock the test moves."""
+
+    ahead = 0
+
+    def _now(self) -> int:
+        return super()._now() + self.ahead * 1_000_000
+
+
+def run(scenario: Callable[[Counters, Clocked], Awaitable[Any]], journal: Journal | None = None) -> Any:
+    async def all_of_it() -> Any:
+        store = Clocked()
+        counters = Counters(store, journal or Journal())
+        await counters.open()
+        try:
+            return await scenario(counters, store)
+        finally:
+            await counters.close()
+
+    return asyncio.run(all_of_it())
+
+
+def test_a_hold_is_answered_with_an_id_that_nobody_can_guess_and_when_it_expires() -> None:
+    async def scenario(counters: Counters, store: Clocked) -> None:
+        await counters.put("seats", 10)
+        first, second = await counters.claim("seats", 2, hold=60), await counters.claim("seats", hold=60)
+        assert len(first.hold) >= 22
+        assert first.hold != second.hold
+        assert 60 < first.expires - store._now() / 1e6 <= 61
+        assert (first.request_count, second.request_count) == (2, 3)
+        assert (await counters.read("seats")).held == 3
+
+    run(scenario)
+
+
+def test_a_hold_is_confirmed_released_or_expired_and_says_so_afterwards() -> None:
+    async def scenario(counters: Counters, store: Clocked) -> None:
+        await counters.put("seats", 10)
+        one, other, third = [(await counters.claim("seats", 2, hold=60)).hold for _ in range(3)]
+        assert (await counters.confirm("seats", one))[0].numbers == ((1, 2),)
+        assert (await counters.confirm("seats", one, 2))[0].numbers == ((1, 2),)
+        await counters.release("seats", other)
+        await counters.release("seats", other)
+        for act in (
+            counters.release("seats", one),
+            counters.confirm("seats", one, 1),
+            counters.confirm("seats", other),
+        ):
+            with pytest.raises(HoldResolved):
+                await act
+        with pytest.raises(TooMany):
+            await counters.confirm("seats", third, 3)
+        with pytest.raises(NoSuchHold):
+            await counters.confirm("seats", "unknown")
+        store.ahead = 61
+        with pytest.raises(HoldExpired):
+            await counters.confirm("seats", third)
+        assert (await counters.read("seats")).count == 2
+
+    recorder = Recorder()
+    run(scenario, recorder)
+    assert ("expired", "seats", 2) in recorder.told
+    assert sum(event[0] == "resolved" for event in recorder.told) == 4
+
+
+def test_a_halted_counter_admits_again_at_once_after_a_give_back_by_this_worker() -> None:
+    async def scenario(counters: Counters, _: Clocked) -> None:
+        await counters.put("seats", 4)
+        await counters.claim("seats", 4)
+        assert not (await counters.claim("seats")).admitted
+        assert (await counters.give_back("seats", [(2, 3)]))[0] == 2
+        assert (await counters.claim("seats", 2)).request_count == 6
+        with pytest.raises(NoSuchNumber):
+            await counters.give_back("seats", [(7, 7)])
+        with pytest.raises(TooMany):
+            await counters.give_back("seats", [(1, MAX_NUMBERS + 1)])
+
+    recorder = Recorder()
+    run(scenario, recorder)
+    assert ("given_back", "seats", [(2, 3)], 2) in recorder.told
+
+
+def test_each_claim_of_a_batch_gets_its_own_answer() -> None:
+    async def scenario(counters: Counters, _: Clocked) -> None:
+        await counters.put("seats", 10, each=3)
+        claims = [
+            counters.claim("seats", 2, claimant="alice"),
+            counters.claim("seats", 2, claimant="alice"),
+            counters.claim("seats", 1),
+            counters.claim("seats", 1, "order", claimant="alice", hold=60),
+            counters.claim("seats", 3, claimant="bob"),
+        ]
+        first, capped, nobody, held, other = await asyncio.gather(*claims, return_exceptions=True)
+        assert not isinstance(first, BaseException)
+        assert not isinstance(capped, BaseException)
+        assert not isinstance(held, BaseException)
+        assert not isinstance(other, BaseException)
+        assert first.request_count == 2
+        assert (capped.admitted, capped.capped) == (False, True)
+        assert isinstance(nobody, ClaimantMissing)
+        assert held.request_count == 3
+        assert other.request_count == 6
+        again = await counters.claim("seats", 1, "order", claimant="alice", hold=60)
+        assert again == held
+        for claim in (
+            counters.claim("seats", 1, "order", claimant="bob", hold=60),
+            counters.claim("seats", 1, "order", claimant="alice"),
+        ):
+            with pytest.raises(KeyReused):
+                await claim
+        await counters.put("cups", 10)
+        with pytest.raises(ClaimantUnwanted):
+            await counters.claim("cups", claimant="alice")
+
+    run(scenario)
+
+
+def test_a_refusal_says_when_waiting_may_help() -> None:
+    async def scenario(counters: Counters, _: Clocked) -> None:
+        await counters.put("seats", 1, every="1d")
+        await counters.claim("seats", hold=60)
+        refusal = await counters.claim("seats")
+        assert 0 < refusal.resets <= 86_400
+        assert 0 < refusal.retry_after <= min(61, refusal.resets)
+        await counters.put("cups", 0)
+        assert (await counters.claim("cups")).retry_after == 0
+
+    run(scenario)
+
+
+def test_a_counter_that_renewed_admits_again() -> None:
+    async def scenario(counters: Counters, store: Clocked) -> None:
+        await counters.put("seats", 1, every="1d")
+        await counters.claim("seats")
+        store.ahead = 86_400
+        await asyncio.sleep(counters._worker.halt_cache)
+        assert (await counters.claim("seats")).request_count == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("rules", [{"each": 11}, {"every": "0s"}, {"every": "day", "zone": "Nowhere"}])
+def test_bad_rules_change_nothing(rules: dict[str, Any]) -> None:
+    async def scenario(counters: Counters, _: Clocked) -> None:
+        await counters.put("seats", 10, each=3)
+        with pytest.raises(BadRules):
+            await counters.put("seats", 10, **rules)
+        assert (await counters.read("seats")).each == 3
+
+    run(scenario)
