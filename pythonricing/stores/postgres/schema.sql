@@ -1185,6 +1185,7 @@ DECLARE
   counter pythonricing.counter;
   last pythonricing.counter;
   marked boolean;
+  was_lost boolean;
   missed boolean;
   starts boolean;
   otherwise boolean; -- whether it renews in another way
@@ -1270,6 +1271,7 @@ BEGIN
       ELSE counter.base
     END;
   END IF;
+  was_lost := counter.lost;
   counter.lost := false;
   counter."limit" := new_limit;
   counter.most := new_most;
@@ -1299,7 +1301,7 @@ BEGIN
       ROLLBACK;
       RETURN;
     END IF;
-    IF counter.due <= moment / 1000000 THEN
+    IF was_lost AND counter.due <= moment / 1000000 THEN
       CALL pythonricing.expire(counter, moment, expired, changed);
     END IF;
   END IF;

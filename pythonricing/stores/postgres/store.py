@@ -78,8 +78,8 @@ RESOLVE = (
     "NULL, NULL)"
 )
 GIVE_BACK = (
-    "CALL pythonricing.give_back($1, $2, $3, $4, $5, $6, $7, $8::text[]::bigint[], $9, $10, $11, $12, $13, $14, $15, $16, "
-    "$17, NULL, NULL)"
+    "CALL pythonricing.give_back($1, $2, $3, $4, $5, $6, $7, $8::text[]::bigint[], $9, $10, $11, $12, $13, $14, $15, "
+    "$16, $17, NULL, NULL)"
 )
 DELETE = "CALL pythonricing.delete($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, NULL, NULL)"
 CLOCK = "SELECT pythonricing.clock() AS clock"
@@ -90,9 +90,9 @@ SELECT array_agg(name) AS names, array_agg(lost) AS lost,
   array_agg(coalesce(began IS NOT NULL AND NOT lost AND (
     (ends > 0 AND ends <= pythonricing.clock()) OR due <= pythonricing.clock() / 1000000), false)) AS stale
 FROM (
-  SELECT * FROM pythonricing.counter WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2
-  ORDER BY name COLLATE "C" LIMIT $1::bigint
-) AS first, LATERAL (SELECT c AS counter FROM pythonricing.counter c WHERE c.name = first.name) AS whole
+  SELECT c AS counter, c.* FROM pythonricing.counter c
+  WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2 ORDER BY name COLLATE "C" LIMIT $1::bigint
+) AS first
 """
 INSPECT = """
 SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync,
