@@ -8,6 +8,7 @@ import uuid
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import asyncpg
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,6 +36,7 @@ from pythonricing.counting.model import (
 from pythonricing.counting.rules import State, total
 from pythonricing.stores import create_store
 from pythonricing.stores.memory import MemoryStore
+from pythonricing.stores.postgres.store import SCHEMA, PostgresStore
 from pythonricing.stores.redis.store import RedisStore
 from tests.simulation.redis import Server
 
@@ -637,6 +639,66 @@ def test_scripts_do_as_the_model_does_while_time_passes(history: list[Step]) -> 
                 await each.close()
 
     asyncio.run(unfold())
+
+
+#: A clock for PostgreSQL that stands still until it is told the time.
+CLOCK = """
+CREATE SCHEMA simulated;
+CREATE TABLE simulated.clock AS SELECT now() AS moment;
+CREATE FUNCTION simulated.now() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$ SELECT moment FROM simulated.clock $$;
+"""
+
+
+@pytest.fixture(scope="module", params=postgres_programs(), ids=str)
+def timed_postgres(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """A PostgreSQL in which time is simulated."""
+    server = PostgresServer(request.param, fsync="off").start()
+    server.sql(CLOCK, "SELECT")
+    server.sql(SCHEMA.replace("clock_timestamp()", "simulated.now()"), "SELECT")
+    yield server
+    server.stop()
+
+
+def test_procedures_do_as_the_model_does_while_time_passes(timed_postgres: PostgresServer) -> None:
+    with asyncio.Runner() as runner:
+        stores: dict[OnLoss, Store] = {
+            each: PostgresStore(timed_postgres.url, 20.0, on_loss=each) for each in ("halt", "raise")
+        }
+        clock: Any = None
+
+        async def connect() -> None:
+            nonlocal clock
+            clock = await asyncpg.connect(timed_postgres.url)
+            for store in stores.values():
+                await store.open()
+                await asyncio.wait_for(store.ready(), PATIENCE)
+
+        async def unfold(history: list[Step]) -> None:
+            halting = Model("halt")
+            halting.moment.now = 1_767_225_600_000_000 + 1
+            name = f"test-{uuid.uuid4().hex}"
+            model, store = Told({"halt": halting, "raise": Model("raise", halting)}, name), Told(stores, name)
+            for step in history:
+                halting.pass_time(step.wait)
+                moment = "timestamptz 'epoch' + make_interval(secs => $1) + make_interval(secs => $2 / 1e6)"
+                seconds, rest = divmod(halting.moment.now, 1_000_000)
+                await clock.execute(f"UPDATE simulated.clock SET moment = {moment}", seconds, rest)
+                assert await store.tell(step) == await model.tell(step), step
+            assert await store.listed() == await model.listed()
+            await store.forget()
+
+        @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(history=sales(RENEWALS))
+        def unfolds(history: list[Step]) -> None:
+            runner.run(unfold(history))
+
+        runner.run(connect())
+        try:
+            unfolds()
+        finally:
+            runner.run(clock.close())
+            for store in stores.values():
+                runner.run(store.close())
 
 
 class Audited(Told):

@@ -31,7 +31,18 @@ CREATE TABLE IF NOT EXISTS pythonricing.counter (
   deleted_until timestamptz,           -- of a tombstone: when it is forgotten, never as long as it is lost too
   moved bigint NOT NULL DEFAULT 0,     -- the numbers that ever became free or were given again
   free int8multirange,                 -- the numbers that came back; null: none
-  lent bigint                          -- when a lease was last given, in microseconds; null: none is out
+  lent bigint,                         -- when a lease was last given, in microseconds; null: none is out
+  -- What follows is null until the counter has a hold, a give-back, claimants or windows for the first time.
+  began bigint,                        -- the epoch with which it was last started over other than by renewing
+  each bigint,                         -- how many numbers a claimant may own, 0: no claimants
+  every text,                          -- how it renews, '': not at all; in which zone; and where its window ends
+  zone text,
+  ends bigint,
+  resolved bigint,                     -- how many holds were confirmed or released since it began
+  losses bigint,                       -- how often data was lost since
+  held bigint,                         -- how many numbers of this epoch are on holds
+  given bigint,                        -- how many numbers of this epoch were given back
+  due bigint                           -- the second at which a hold expires, at the earliest; null: none does
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 
 -- The reply to each worker's last batch, and to each word of an operator, whose id stands for the worker.
@@ -43,6 +54,7 @@ CREATE TABLE IF NOT EXISTS pythonricing.receipt (
   expires timestamptz NOT NULL,  -- not indexed, so that updates stay heap-only
   held int8multirange,           -- the worker's lease; null: none
   lent bigint,                   -- when it was last lent to, in microseconds
+  told text[],                   -- the reply, where it isn't numbers only
   PRIMARY KEY (name, worker)
 ) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 
@@ -51,11 +63,40 @@ CREATE TABLE IF NOT EXISTS pythonricing.key (
   name text,
   key text,
   epoch bigint NOT NULL,
-  record bigint[] NOT NULL,  -- size, count, limit, admitted (1 or 0), and its runs where it got several
+  record bigint[] NOT NULL,  -- size, count, limit, admitted (1, 0, or 2: refused because of what its claimant has), and
+                             -- its runs where it got several
   expires timestamptz NOT NULL,
+  words text[],              -- of a claim with a hold or a claimant: the hold's id, when it expires, the claimant
   PRIMARY KEY (name, key)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
 CREATE INDEX IF NOT EXISTS key_expires ON pythonricing.key (expires);
+
+-- A hold, until 24 hours after it was resolved.
+CREATE TABLE IF NOT EXISTS pythonricing.hold (
+  name text,
+  id text,
+  epoch bigint NOT NULL,         -- the counter's epoch and losses when it was made
+  losses int NOT NULL,
+  size int NOT NULL,             -- how many numbers it was made for
+  due bigint NOT NULL,           -- the second at which it expires, or once it was resolved, is forgotten
+  runs int8multirange NOT NULL,  -- its numbers; once it was resolved, those that are confirmed
+  outcome text,                  -- 'confirmed', 'released', 'expired'; null: none yet
+  PRIMARY KEY (name, id)
+) WITH (autovacuum_vacuum_scale_factor = 0.02);
+CREATE INDEX IF NOT EXISTS hold_open ON pythonricing.hold (name, due) WHERE outcome IS NULL;
+CREATE INDEX IF NOT EXISTS hold_resolved ON pythonricing.hold (due) WHERE outcome IS NOT NULL;
+
+-- Numbers that were given back, in runs that lie apart; whose the numbers of claims for claimants are, those given back
+-- too; and how many each claimant has of the others. Of epochs that are over they count for nothing.
+CREATE TABLE IF NOT EXISTS pythonricing.given_back (
+  name text, epoch bigint, first bigint, last bigint NOT NULL, PRIMARY KEY (name, epoch, first)
+);
+CREATE TABLE IF NOT EXISTS pythonricing.owner (
+  name text, epoch bigint, first bigint, last bigint NOT NULL, claimant text NOT NULL, PRIMARY KEY (name, epoch, first)
+);
+CREATE TABLE IF NOT EXISTS pythonricing.claimant (
+  name text, epoch bigint, claimant text, share bigint NOT NULL, PRIMARY KEY (name, epoch, claimant)
+);
 
 -- One row: what is installed, and when everything that had expired was last removed.
 CREATE TABLE IF NOT EXISTS pythonricing.installation (
@@ -69,18 +110,15 @@ CREATE TABLE IF NOT EXISTS pythonricing.installation (
 DO $$
 DECLARE
   old record;
+  installed int := (SELECT version FROM pythonricing.installation);
 BEGIN
-  PERFORM FROM pg_attribute
-    WHERE attrelid = 'pythonricing.counter'::regclass AND attname = 'count' AND NOT attisdropped;
-  IF NOT FOUND THEN
+  IF coalesce(installed, 5) >= 5 THEN
     RETURN;
   END IF;
   FOR old IN SELECT oid::regprocedure AS routine FROM pg_proc WHERE pronamespace = 'pythonricing'::regnamespace LOOP
     EXECUTE format('DROP ROUTINE %s', old.routine);
   END LOOP;
-  PERFORM FROM pg_attribute
-    WHERE attrelid = 'pythonricing.counter'::regclass AND attname = 'by_operator' AND NOT attisdropped;
-  IF FOUND THEN -- version 1 or 2
+  IF installed < 3 THEN
     ALTER TABLE pythonricing.counter
       ADD COLUMN most bigint NOT NULL DEFAULT 0,
       ADD COLUMN revision bigint NOT NULL DEFAULT 0,
@@ -96,11 +134,19 @@ BEGIN
       ALTER COLUMN lost SET NOT NULL,
       DROP COLUMN by_operator;
   END IF;
-  ALTER TABLE pythonricing.counter RENAME COLUMN count TO issued;
+  IF installed < 4 THEN
+    ALTER TABLE pythonricing.counter RENAME COLUMN count TO issued;
+    ALTER TABLE pythonricing.counter
+      ADD COLUMN moved bigint NOT NULL DEFAULT 0, ADD COLUMN free int8multirange, ADD COLUMN lent bigint;
+    ALTER TABLE pythonricing.receipt
+      ADD COLUMN IF NOT EXISTS held int8multirange, ADD COLUMN IF NOT EXISTS lent bigint;
+  END IF;
   ALTER TABLE pythonricing.counter
-    ADD COLUMN moved bigint NOT NULL DEFAULT 0, ADD COLUMN free int8multirange, ADD COLUMN lent bigint;
-  ALTER TABLE pythonricing.receipt
-    ADD COLUMN IF NOT EXISTS held int8multirange, ADD COLUMN IF NOT EXISTS lent bigint;
+    ADD COLUMN began bigint, ADD COLUMN each bigint, ADD COLUMN every text, ADD COLUMN zone text,
+    ADD COLUMN ends bigint, ADD COLUMN resolved bigint, ADD COLUMN losses bigint, ADD COLUMN held bigint,
+    ADD COLUMN given bigint, ADD COLUMN due bigint;
+  ALTER TABLE pythonricing.receipt ADD COLUMN IF NOT EXISTS told text[];
+  ALTER TABLE pythonricing.key ADD COLUMN IF NOT EXISTS words text[];
 END $$;
 
 -- Start a transaction that sees what others commit, whatever the database's default: a later statement must see what
@@ -148,8 +194,10 @@ RETURNS void LANGUAGE sql AS $$
         ELSE clock_timestamp() + make_interval(secs => tombstone_seconds)
       END,
       moved = state.moved,
-      free = CASE WHEN NOT anew THEN c.free END,
-      lent = CASE WHEN NOT anew THEN c.lent END
+      free = CASE WHEN NOT anew THEN nullif(state.free, '{}') END,
+      lent = CASE WHEN NOT anew THEN state.lent END,
+      began = state.began, each = state.each, every = state.every, zone = state.zone, ends = state.ends,
+      resolved = state.resolved, losses = state.losses, held = state.held, given = state.given, due = state.due
     WHERE c.name = state.name
 $$;
 
@@ -206,7 +254,7 @@ BEGIN
     counter.moved := counter.moved + part;
     size := size - part;
   END LOOP;
-  size := least(size, counter."limit" - counter.issued);
+  size := least(size, counter."limit" + coalesce(counter.given, 0) - counter.issued);
   IF size > 0 THEN
     got := pythonricing.add(got, counter.issued + 1, counter.issued + size);
     counter.issued := counter.issued + size;
@@ -221,10 +269,11 @@ DECLARE
   first bigint;
 BEGIN
   SELECT lower(run) INTO first FROM unnest(counter.free) run
-    WHERE least(upper(run) - 1, counter."limit") - lower(run) + 1 >= size ORDER BY run LIMIT 1;
+    WHERE least(upper(run) - 1, counter."limit" + coalesce(counter.given, 0)) - lower(run) + 1 >= size ORDER BY run LIMIT 1;
   IF NOT FOUND THEN
     CALL pythonricing.gather(
-      counter, size, CASE WHEN counter.issued + size <= counter."limit" THEN 0 END, got);
+      counter, size,
+      CASE WHEN counter.issued + size <= counter."limit" + coalesce(counter.given, 0) THEN 0 END, got);
     RETURN;
   END IF;
   counter.free := counter.free - int8multirange(int8range(first, first + size));
@@ -232,24 +281,117 @@ BEGIN
   got := ARRAY[first, first + size - 1];
 END $$;
 
+-- A counter that has, or will have, holds, give-backs, claimants or windows.
+CREATE OR REPLACE FUNCTION pythonricing.special(state pythonricing.counter) RETURNS pythonricing.counter
+LANGUAGE plpgsql AS $$
+BEGIN
+  IF state.began IS NULL THEN
+    state.began := state.epoch;
+    state.each := 0;
+    state.every := '';
+    state.zone := '';
+    state.ends := 0;
+    state.resolved := 0;
+    state.losses := 0;
+    state.held := 0;
+    state.given := 0;
+  END IF;
+  RETURN state;
+END $$;
+
+-- Begin an epoch at 0, whatever was before it; `base` is for the caller to set.
+CREATE OR REPLACE FUNCTION pythonricing.begin_epoch(state pythonricing.counter, new_epoch bigint)
+RETURNS pythonricing.counter LANGUAGE plpgsql AS $$
+BEGIN
+  state.epoch := new_epoch;
+  state.issued := 0;
+  state.moved := 0;
+  state.free := NULL;
+  state.lent := NULL;
+  IF state.began IS NOT NULL THEN
+    state.held := 0;
+    state.given := 0;
+  END IF;
+  RETURN state;
+END $$;
+
+-- The window of a counter that contains a moment. The end of one of the calendar is `calendar`'s, which the worker has
+-- computed: every, zone, begin and end, as often as need be; nulls if it isn't there.
+CREATE OR REPLACE FUNCTION pythonricing.time_window(
+  every text, zone text, moment bigint, calendar text[], OUT begins bigint, OUT ends bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+  length bigint;
+BEGIN
+  IF every ~ '^[0-9]' THEN
+    length := left(every, -1)::bigint * 1000000
+      * CASE right(every, 1) WHEN 's' THEN 1 WHEN 'm' THEN 60 WHEN 'h' THEN 3600 ELSE 86400 END;
+    begins := moment / length * length;
+    ends := begins + length;
+    RETURN;
+  END IF;
+  FOR i IN 1..coalesce(cardinality(calendar), 0) BY 4 LOOP
+    IF calendar[i] = every AND calendar[i + 1] = zone
+        AND calendar[i + 2]::bigint <= moment AND moment < calendar[i + 3]::bigint THEN
+      begins := calendar[i + 2];
+      ends := calendar[i + 3];
+    END IF;
+  END LOOP;
+END $$;
+
+-- Begin the window that contains a moment, if the one before is over, with the epoch that is the moment at which it
+-- begins. `over` is the reply that asks for that window: the moment, every and zone.
+CREATE OR REPLACE PROCEDURE pythonricing.renew(
+  INOUT counter pythonricing.counter, moment bigint, calendar text[], INOUT over text[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  time_window record;
+BEGIN
+  IF counter.deleted_until IS NOT NULL OR counter.lost OR counter.ends IS NULL OR counter.ends = 0
+      OR moment < counter.ends THEN
+    RETURN;
+  END IF;
+  time_window := pythonricing.time_window(counter.every, counter.zone, moment, calendar);
+  IF time_window.ends IS NULL THEN
+    over := ARRAY[moment::text, counter.every, counter.zone];
+    RETURN;
+  END IF;
+  counter := pythonricing.begin_epoch(counter, greatest(time_window.begins, counter.epoch + 1));
+  counter.ends := time_window.ends;
+  PERFORM pythonricing.save(counter, 0, true);
+END $$;
+
 -- The state with whatever a worker has seen beyond it, which the store has lost then; null if there is nothing.
 CREATE OR REPLACE FUNCTION pythonricing.reconcile(
   state pythonricing.counter,
   seen_epoch bigint, seen_revision bigint, seen_issued bigint, seen_limit bigint, seen_most bigint,
-  seen_deleted boolean, seen_moved bigint
+  seen_deleted boolean, seen_moved bigint, seen_more text[]
 ) RETURNS pythonricing.counter LANGUAGE plpgsql AS $$
+DECLARE
+  seen_resolved bigint := coalesce(seen_more[1], '0');
+  seen_ends bigint := coalesce(seen_more[5], '0');
+  follow boolean;  -- whether it has the rules of what was seen
+  renewed boolean; -- whether what was seen is of an earlier window
+  ended boolean;
 BEGIN
   IF seen_epoch IS NULL THEN
     RETURN NULL;
   ELSIF state.epoch > seen_epoch THEN
-    -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-    IF (seen_epoch <= -state.base OR seen_issued <= greatest(state.base, 0))
-        AND NOT (seen_revision > 0 AND state.revision = 0) THEN
-      RETURN NULL;
+    -- Of a window that is over the numbers don't matter any more, but what it renews by does.
+    renewed := seen_epoch >= coalesce(state.began, state.epoch);
+    ended := renewed OR (seen_ends > 0 AND seen_ends <= state.epoch);
+    IF renewed AND (state.revision < seen_revision OR state.resolved < seen_resolved) THEN
+      follow := state.revision < seen_revision;
+    ELSE
+      -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
+      IF (ended OR seen_epoch <= -state.base OR seen_issued <= greatest(state.base, 0))
+          AND NOT (seen_revision > 0 AND state.revision = 0) THEN
+        RETURN NULL;
+      END IF;
+      follow := state.revision = 0 AND NOT seen_deleted;
     END IF;
-    state.issued := greatest(state.issued, seen_issued);
-    IF state.revision > 0 OR seen_deleted THEN
-      RETURN state;
+    IF NOT ended THEN
+      state.issued := greatest(state.issued, seen_issued);
     END IF;
   ELSIF state.epoch = seen_epoch AND state.revision >= seen_revision
       AND NOT (state.revision = seen_revision AND state.deleted_until IS NOT NULL AND NOT seen_deleted) THEN
@@ -258,23 +400,45 @@ BEGIN
     END IF;
     state.issued := greatest(state.issued, seen_issued);
     state.moved := greatest(state.moved, seen_moved);
-    RETURN state;
+    follow := false;
   ELSE
     IF state.epoch < seen_epoch THEN
       -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
-      state.issued := CASE
-        WHEN state.lost AND state.deleted_until IS NULL THEN greatest(state.issued, seen_issued) ELSE seen_issued END;
+      IF NOT state.lost OR state.deleted_until IS NOT NULL THEN
+        state.issued := seen_issued;
+      END IF;
       state.epoch := seen_epoch;
       state.moved := seen_moved;
       state.base := 0;
+      IF state.began IS NOT NULL THEN
+        state.began := seen_epoch;
+        state.given := 0;
+        state.resolved := 0;
+      END IF;
     END IF;
     state.issued := greatest(state.issued, seen_issued);
     state.moved := greatest(state.moved, seen_moved);
-    state.deleted_until := CASE WHEN seen_deleted THEN 'infinity'::timestamptz END;
+    follow := true;
   END IF;
-  state.revision := seen_revision;
-  state."limit" := seen_limit;
-  state.most := seen_most;
+  IF state.began IS NOT NULL OR seen_more IS NOT NULL THEN
+    -- What is stored as held may be resolved.
+    state := pythonricing.special(state);
+    state.held := 0;
+    state.losses := state.losses + 1;
+    state.resolved := greatest(state.resolved, seen_resolved);
+  END IF;
+  IF follow THEN
+    state.deleted_until := CASE WHEN seen_deleted THEN 'infinity'::timestamptz END;
+    state.revision := seen_revision;
+    state."limit" := seen_limit;
+    state.most := seen_most;
+    IF state.began IS NOT NULL THEN
+      state.each := coalesce(seen_more[2], '0');
+      state.every := coalesce(seen_more[3], '');
+      state.zone := coalesce(seen_more[4], '');
+      state.ends := seen_ends;
+    END IF;
+  END IF;
   RETURN state;
 END $$;
 
@@ -282,11 +446,11 @@ END $$;
 CREATE OR REPLACE FUNCTION pythonricing.recover(
   state pythonricing.counter, on_loss text,
   seen_epoch bigint, seen_revision bigint, seen_issued bigint, seen_limit bigint, seen_most bigint,
-  seen_deleted boolean, seen_moved bigint
+  seen_deleted boolean, seen_moved bigint, seen_more text[]
 ) RETURNS pythonricing.counter LANGUAGE plpgsql AS $$
 DECLARE
   more pythonricing.counter := pythonricing.reconcile(
-    state, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved);
+    state, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved, seen_more);
 BEGIN
   IF more.name IS NULL AND state.lost AND on_loss = 'raise' THEN
     more := state;
@@ -298,6 +462,163 @@ BEGIN
     more.lost := on_loss = 'halt';
   END IF;
   RETURN more;
+END $$;
+
+-- The runs of first and last numbers, and the other way round.
+CREATE OR REPLACE FUNCTION pythonricing.runs(numbers bigint[]) RETURNS int8multirange LANGUAGE sql IMMUTABLE AS $$
+  SELECT coalesce(range_agg(int8range(numbers[i], numbers[i + 1], '[]')), '{}')
+  FROM generate_series(1, cardinality(numbers), 2) i
+$$;
+
+CREATE OR REPLACE FUNCTION pythonricing.numbers(runs int8multirange) RETURNS bigint[] LANGUAGE sql IMMUTABLE AS $$
+  SELECT coalesce(array_agg(number ORDER BY number), '{}')
+  FROM unnest(runs) run, LATERAL (VALUES (lower(run)), (upper(run) - 1)) AS ends (number)
+$$;
+
+-- The first so many numbers of runs.
+CREATE OR REPLACE FUNCTION pythonricing.first(runs int8multirange, size bigint) RETURNS int8multirange
+LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  run int8range;
+  got int8multirange := '{}';
+BEGIN
+  FOR run IN SELECT each FROM unnest(runs) each ORDER BY each LOOP
+    EXIT WHEN size <= 0;
+    got := got + int8multirange(int8range(lower(run), least(upper(run), lower(run) + size)));
+    size := size - (upper(run) - lower(run));
+  END LOOP;
+  RETURN got;
+END $$;
+
+-- Give numbers back, as far as they were not, to their owners' shares too; `given` is how many that are. For the caller
+-- to save. Runs lie apart, so that those which meet one are the last one that begins before it, and those within.
+CREATE OR REPLACE PROCEDURE pythonricing.mark(
+  INOUT counter pythonricing.counter, runs int8multirange, INOUT given bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+  claimants text[];
+  numbers bigint[];
+BEGIN
+  SELECT runs - coalesce(range_agg(int8range(g.first, g.last, '[]')), '{}') INTO runs
+    FROM unnest(runs) run JOIN pythonricing.given_back g
+      ON g.name = counter.name AND g.epoch = counter.epoch AND g.first < upper(run) AND g.last >= lower(run)
+      AND g.first >= coalesce((
+        SELECT max(b.first) FROM pythonricing.given_back b
+        WHERE b.name = counter.name AND b.epoch = counter.epoch AND b.first <= lower(run)), lower(run));
+  given := pythonricing.total(runs);
+  IF given = 0 THEN
+    RETURN;
+  END IF;
+  counter.given := counter.given + given;
+  INSERT INTO pythonricing.given_back AS g (name, epoch, first, last)
+    SELECT counter.name, counter.epoch, lower(run), upper(run) - 1 FROM unnest(runs) run
+    ON CONFLICT (name, epoch, first) DO UPDATE SET last = excluded.last;
+  SELECT array_agg(part.claimant), array_agg(part.numbers) INTO claimants, numbers FROM (
+    SELECT o.claimant, sum(least(o.last, upper(run) - 1) - greatest(o.first, lower(run)) + 1) AS numbers
+    FROM unnest(runs) run JOIN pythonricing.owner o
+      ON o.name = counter.name AND o.epoch = counter.epoch AND o.first < upper(run) AND o.last >= lower(run)
+      AND o.first >= coalesce((
+        SELECT max(b.first) FROM pythonricing.owner b
+        WHERE b.name = counter.name AND b.epoch = counter.epoch AND b.first <= lower(run)), lower(run))
+    GROUP BY o.claimant) AS part;
+  IF claimants IS NOT NULL THEN
+    UPDATE pythonricing.claimant c SET share = c.share - part.numbers
+      FROM unnest(claimants, numbers) AS part (claimant, numbers)
+      WHERE c.name = counter.name AND c.epoch = counter.epoch AND c.claimant = part.claimant;
+    DELETE FROM pythonricing.claimant c
+      WHERE c.name = counter.name AND c.epoch = counter.epoch AND c.claimant = ANY (claimants) AND c.share <= 0;
+  END IF;
+END $$;
+
+-- Note whose the numbers of an admitted claim are, and its hold; `expires` is the second at which that does, or 0. For the
+-- caller to save.
+CREATE OR REPLACE PROCEDURE pythonricing.own(
+  INOUT counter pythonricing.counter, got bigint[], hold_id text, seconds bigint, claimant_id text, moment bigint,
+  INOUT expires bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+  runs int8multirange := pythonricing.runs(got);
+  size bigint := pythonricing.total(runs);
+BEGIN
+  expires := 0;
+  IF claimant_id <> '' THEN
+    INSERT INTO pythonricing.owner AS o (name, epoch, first, last, claimant)
+      SELECT counter.name, counter.epoch, lower(run), upper(run) - 1, claimant_id FROM unnest(runs) run
+      ON CONFLICT (name, epoch, first) DO UPDATE SET last = excluded.last, claimant = excluded.claimant;
+    INSERT INTO pythonricing.claimant AS c (name, epoch, claimant, share)
+      VALUES (counter.name, counter.epoch, claimant_id, size)
+      ON CONFLICT (name, epoch, claimant) DO UPDATE SET share = c.share + excluded.share;
+  END IF;
+  IF hold_id <> '' THEN
+    expires := moment / 1000000 + seconds + 1;
+    INSERT INTO pythonricing.hold (name, id, epoch, losses, size, due, runs)
+      VALUES (counter.name, hold_id, counter.epoch, counter.losses, size, expires, runs);
+    counter.held := counter.held + size;
+    counter.due := least(counter.due, expires);
+  END IF;
+END $$;
+
+-- Give back the numbers of holds that have expired, at most 128 of them, those that are due first, and keep that.
+-- `expired` is how many numbers went back, `ripe` whether holds that have expired are left.
+CREATE OR REPLACE PROCEDURE pythonricing.expire(
+  INOUT counter pythonricing.counter, moment bigint, INOUT expired bigint, INOUT ripe boolean
+) LANGUAGE plpgsql AS $$
+DECLARE
+  second bigint := moment / 1000000;
+  ids text[];
+  opened text[];
+  own_size bigint;
+  own_runs int8multirange;
+  given bigint;
+BEGIN
+  SELECT array_agg(h.id), array_agg(h.id) FILTER (WHERE h.open), coalesce(sum(h.size) FILTER (WHERE h.open), 0),
+      coalesce(sum(h.size) FILTER (WHERE h.open AND h.epoch = counter.epoch), 0)
+    INTO ids, opened, expired, own_size
+    FROM (
+      SELECT o.id, o.epoch, o.size, o.epoch >= counter.began AND o.losses = counter.losses AS open
+      FROM pythonricing.hold o WHERE o.name = counter.name AND o.outcome IS NULL AND o.due <= second
+      ORDER BY o.due, o.id COLLATE "C" LIMIT 128) AS h;
+  IF own_size > 0 THEN
+    SELECT range_agg(run) INTO own_runs FROM pythonricing.hold h, unnest(h.runs) run
+      WHERE h.name = counter.name AND h.id = ANY (opened) AND h.epoch = counter.epoch;
+    CALL pythonricing.mark(counter, own_runs, given);
+    counter.held := counter.held - own_size;
+  END IF;
+  IF opened IS NOT NULL THEN
+    counter.moved := counter.moved + expired;
+    UPDATE pythonricing.hold h SET outcome = 'expired', runs = '{}', due = h.due + 86400
+      WHERE h.name = counter.name AND h.id = ANY (opened);
+  END IF;
+  -- Of an epoch that is forgotten, or of before a loss; or resolved long ago by now.
+  DELETE FROM pythonricing.hold h
+    WHERE h.name = counter.name AND h.id = ANY (ids) AND (h.outcome IS NULL OR h.due <= second);
+  SELECT min(h.due) INTO counter.due FROM pythonricing.hold h WHERE h.name = counter.name AND h.outcome IS NULL;
+  ripe := coalesce(counter.due <= second, false) AND counter.held > 0;
+  UPDATE pythonricing.counter c
+    SET moved = counter.moved, held = counter.held, given = counter.given, due = counter.due
+    WHERE c.name = counter.name;
+END $$;
+
+-- What is told of a counter that is read: epoch, revision, limit, most, the numbers taken, issued, moved, those out on
+-- leases that may come back, and what was issued before a loss raised it, or null; and of one with more than that: each,
+-- every, zone, ends, resolved, held, given back, the second at which a hold is due, the time if anything depends on it,
+-- and the numbers that went back just now because their holds had expired.
+CREATE OR REPLACE FUNCTION pythonricing.told(counter pythonricing.counter, raised bigint, expired bigint)
+RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+  numbers bigint[] := ARRAY[
+    counter.epoch, counter.revision, counter."limit", counter.most,
+    counter.issued - pythonricing.total(counter.free) - coalesce(counter.given, 0), counter.issued, counter.moved,
+    pythonricing.leased(counter.name, counter.lent), raised];
+BEGIN
+  IF counter.began IS NULL THEN
+    RETURN numbers;
+  END IF;
+  RETURN numbers::text[] || ARRAY[
+    counter.each::text, counter.every, counter.zone, counter.ends::text, counter.resolved::text, counter.held::text,
+    counter.given::text, CASE WHEN counter.held > 0 THEN counter.due ELSE 0 END::text,
+    CASE WHEN counter.ends > 0 OR counter.held > 0 THEN pythonricing.clock() ELSE 0 END::text,
+    coalesce(expired, 0)::text];
 END $$;
 
 -- End a transaction in which a row was locked.
@@ -321,7 +642,7 @@ BEGIN
     INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires) VALUES (
         counter_name, worker_id, batch_sequence, answer, clock_timestamp() + make_interval(secs => receipt_seconds))
       ON CONFLICT (name, worker) DO UPDATE
-        SET sequence = excluded.sequence, reply = excluded.reply, expires = excluded.expires;
+        SET sequence = excluded.sequence, reply = excluded.reply, expires = excluded.expires, told = NULL;
     changed := true;
   END IF;
   CALL pythonricing.finish(changed);
@@ -329,15 +650,21 @@ END $$;
 
 -- One batch of claims on one counter: executed once, however often it is sent.
 --
--- The claims are groups in arrival order: times[i] claims of sizes[i]; one with a key is a group of its own. Runs of
--- numbers are pairs of the first and the last one.
--- `outcome` is OK, MISSING, LOST or STALE; `reply` is attempt, epoch, revision, limit, most, the numbers taken before,
--- issued, moved, the numbers out on leases that may come back (0 if every claim was admitted and another one might be),
--- and what was issued before a loss raised it, or null. Then, each after its length: the runs that the admitted claims
--- got, those that the worker is lent, and for each keyed claim its record, of length 0 where the key was new.
--- MISSING replies epoch and revision of the deletion if that is known.
+-- The claims are groups in arrival order: times[i] claims of sizes[i]; one with a key is a group of its own, and so is
+-- each one where `wishes` are given: id and seconds of its hold and its claimant for each, perhaps ''. Runs of numbers
+-- are pairs of the first and the last one.
+-- `outcome` is OK, MISSING, LOST, STALE or OVER; `reply` is attempt, epoch, revision, limit, most, the numbers taken
+-- before, issued, moved, the numbers out on leases that may come back (0 if every claim was admitted and another one
+-- might be), and what was issued before a loss raised it, or null. Then, each after its length: nothing, or of a counter
+-- with more than that each, every, zone, ends, resolved, due, time and expired (see told) and the places of the claims
+-- that their claimants' shares refused; the runs that the admitted claims got, those that the worker is lent, and for
+-- each keyed claim its record, of length 0 where the key was new, and with its hold, expiry and claimant before the runs
+-- where there is more. What is only read is told otherwise (see told).
+-- MISSING replies epoch and revision of the deletion if that is known; OVER the time, every and zone of a window that
+-- the worker has to add to `calendar` (see time_window), before it sends the same again.
 CREATE OR REPLACE PROCEDURE pythonricing.claim(
   patience int,
+  calendar text[],
   counter_name text,
   worker_id text,
   batch_sequence bigint,  -- 0 reads only and leaves no receipt
@@ -355,12 +682,14 @@ CREATE OR REPLACE PROCEDURE pythonricing.claim(
   seen_most bigint,
   seen_deleted boolean,
   seen_moved bigint,
+  seen_more text[],       -- its resolved, each, every, zone and ends; null: it had none of these
   want bigint,            -- how many numbers the worker wants to be lent
   back bigint[],          -- the runs of its lease that it gives back, or null
   still bigint[],         -- the runs of its lease that it still holds, or null
   times bigint[],
   sizes bigint[],
   keys text[],
+  wishes text[],
   OUT outcome text,
   OUT reply text[]
 ) LANGUAGE plpgsql AS $$
@@ -378,11 +707,28 @@ DECLARE
   held int8multirange;
   run int8multirange;
   before bigint;
-  spare bigint := 0;   -- how many are free
+  spare bigint := 0;   -- how many are free or were given back
+  gone bigint := 0;    -- how many were given back
   size bigint;
   admitted bigint;
   waited bigint;
   raised bigint;
+  special boolean := false; -- whether it has holds, give-backs, claimants or windows
+  told text[];
+  over text[];
+  moment bigint;
+  last_epoch bigint;
+  expired bigint := 0;
+  ripe boolean := false;
+  stale boolean := false;
+  place int := 0;
+  hold_id text;
+  claimant_id text;
+  share bigint;
+  capped boolean := false;
+  refused text[];
+  words text[];
+  expires bigint;
   writing boolean := batch_sequence > 0;
   changed boolean := false;
 BEGIN
@@ -405,7 +751,7 @@ BEGIN
         UPDATE pythonricing.receipt r SET expires = clock_timestamp() + make_interval(secs => receipt_seconds)
           WHERE r.name = counter_name AND r.worker = worker_id;
         outcome := CASE cardinality(receipt.reply) WHEN 0 THEN 'LOST' WHEN 2 THEN 'MISSING' ELSE 'OK' END;
-        reply := CASE WHEN receipt.reply <> '{0,0}' THEN receipt.reply END;
+        reply := coalesce(receipt.told, CASE WHEN receipt.reply <> '{0,0}' THEN receipt.reply END::text[]);
         COMMIT;
         RETURN;
       ELSIF receipt.sequence > batch_sequence THEN
@@ -414,15 +760,36 @@ BEGIN
         RETURN;
       END IF;
     END IF;
+    IF counter.began IS NOT NULL THEN
+      -- Renewed before anything else: what was seen of a window that is over is no loss.
+      moment := pythonricing.clock();
+      IF NOT writing THEN
+        stale := (counter.ends > 0 AND counter.ends <= moment) OR coalesce(counter.due <= moment / 1000000, false);
+      ELSIF counter.ends > 0 AND counter.ends <= moment THEN
+        last_epoch := counter.epoch;
+        CALL pythonricing.renew(counter, moment, calendar, over);
+        IF over IS NOT NULL THEN
+          outcome := 'OVER';
+          reply := over;
+          ROLLBACK;
+          RETURN;
+        END IF;
+        IF counter.epoch > last_epoch THEN
+          receipt.held := NULL;
+          changed := true;
+        END IF;
+      END IF;
+    END IF;
     IF counter.lost OR counter.deleted_until IS NOT NULL OR counter.epoch <> seen_epoch
       OR counter.revision <> seen_revision OR counter.issued < seen_issued OR counter.moved < seen_moved THEN
       more := pythonricing.recover(
-        counter, on_loss, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved);
+        counter, on_loss, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved,
+        seen_more);
     END IF;
     EXIT WHEN CASE
       WHEN counter.name IS NULL THEN seen_epoch IS NULL AND create_limit IS NULL
       WHEN writing THEN true
-      ELSE more.name IS NULL AND (counter.deleted_until IS NULL OR create_limit IS NULL)
+      ELSE more.name IS NULL AND (counter.deleted_until IS NULL OR create_limit IS NULL) AND NOT stale
     END;
     writing := true;
     more := NULL;
@@ -435,6 +802,14 @@ BEGIN
     PERFORM pythonricing.save(counter, tombstone_seconds, true);
     receipt.held := NULL;
     changed := true;
+    moment := pythonricing.clock();
+    CALL pythonricing.renew(counter, moment, calendar, over);
+    IF over IS NOT NULL THEN
+      outcome := 'OVER';
+      reply := over;
+      ROLLBACK;
+      RETURN;
+    END IF;
   END IF;
   IF counter.lost THEN
     outcome := 'LOST';
@@ -454,11 +829,11 @@ BEGIN
       counter.revision := counter.revision + 1;
       counter.base := -counter.epoch;
     END IF;
-    counter.epoch := pythonricing.new_epoch(greatest(counter.epoch, seen_epoch));
-    counter.issued := 0;
-    counter.moved := 0;
-    counter.free := NULL;
-    counter.lent := NULL;
+    counter := pythonricing.begin_epoch(counter, pythonricing.new_epoch(greatest(counter.epoch, seen_epoch)));
+    IF counter.began IS NOT NULL THEN
+      counter.began := NULL;
+      counter := pythonricing.special(counter);
+    END IF;
     counter."limit" := create_limit;
     counter.most := 0;
     counter.deleted_until := NULL;
@@ -468,12 +843,24 @@ BEGIN
     changed := true;
   END IF;
 
+  IF counter.began IS NOT NULL OR wishes IS NOT NULL THEN
+    special := true;
+    runs := '{}';
+    moment := coalesce(moment, pythonricing.clock());
+    IF counter.began IS NULL THEN
+      counter := pythonricing.special(counter);
+      PERFORM pythonricing.save(counter, tombstone_seconds, false);
+    ELSIF counter.due <= moment / 1000000 THEN
+      CALL pythonricing.expire(counter, moment, expired, ripe);
+      changed := true;
+    END IF;
+    gone := counter.given;
+    spare := gone;
+  END IF;
+
   outcome := 'OK';
   IF batch_sequence = 0 THEN
-    reply := ARRAY[
-      batch_attempt, counter.epoch, counter.revision, counter."limit", counter.most,
-      counter.issued - pythonricing.total(counter.free), counter.issued, counter.moved,
-      pythonricing.leased(counter_name, counter.lent), raised, 0, 0];
+    reply := pythonricing.told(counter, raised, expired);
     IF writing THEN
       CALL pythonricing.finish(changed);
     END IF;
@@ -501,29 +888,56 @@ BEGIN
     END LOOP;
     IF counter.free IS NOT NULL THEN
       runs := '{}';
-      spare := pythonricing.total(counter.free);
+      spare := pythonricing.total(counter.free) + gone;
       changed := true;
     END IF;
   END IF;
 
   before := counter.issued - spare;
   FOR claim IN SELECT * FROM unnest(times, sizes, keys) AS claims (times, size, key) LOOP
+    IF special THEN
+      place := place + 1;
+      hold_id := wishes[3 * place - 2];
+      claimant_id := coalesce(wishes[3 * place], '');
+      capped := false;
+    END IF;
     IF claim.key IS NOT NULL THEN
-      SELECT k.record INTO known FROM pythonricing.key k
+      SELECT k.record, k.words INTO known, words FROM pythonricing.key k
         WHERE k.name = counter_name AND k.key = claim.key AND k.epoch = counter.epoch AND k.expires > clock_timestamp();
-      IF FOUND THEN
+      IF FOUND AND special THEN
+        told := told || (cardinality(known) + 3)::text || known[1:4]::text[] || coalesce(words, ARRAY['', '0', ''])
+          || known[5:]::text[];
+        CONTINUE;
+      ELSIF FOUND THEN
         records := records || cardinality(known)::bigint || known;
         CONTINUE;
+      ELSIF special THEN
+        told := told || '0'::text;
+      ELSE
+        records := records || 0::bigint;
       END IF;
-      records := records || 0::bigint;
     ELSIF runs IS NULL AND (counter.most = 0 OR claim.size <= counter.most)
         AND claim.times <= (counter."limit" - counter.issued) / claim.size THEN
       counter.issued := counter.issued + claim.size * claim.times;
       CONTINUE;
     END IF;
     CONTINUE WHEN counter.most > 0 AND claim.size > counter.most;
+    IF special THEN
+      -- Each claim names a claimant just where there are claimants.
+      CONTINUE WHEN (counter.each > 0) <> (claimant_id <> '')
+        OR (claim.size > 1024 AND (hold_id <> '' OR claimant_id <> ''));
+      IF claimant_id <> '' THEN
+        share := (
+          SELECT c.share FROM pythonricing.claimant c
+          WHERE c.name = counter_name AND c.epoch = counter.epoch AND c.claimant = claimant_id);
+        capped := coalesce(share, 0) + claim.size > counter.each;
+      END IF;
+    END IF;
     admitted := greatest(0, least(claim.times, (counter."limit" - counter.issued + spare) / claim.size));
-    IF runs IS NULL THEN
+    IF capped THEN
+      admitted := 0;
+      refused := refused || (place - 1)::text;
+    ELSIF runs IS NULL THEN
       counter.issued := counter.issued + admitted * claim.size;
     ELSIF admitted > 0 THEN
       FOR n IN 1..admitted LOOP
@@ -532,15 +946,22 @@ BEGIN
           runs := pythonricing.add(runs, got[i], got[i + 1]);
         END LOOP;
       END LOOP;
-      spare := pythonricing.total(counter.free);
+      spare := pythonricing.total(counter.free) + gone;
     END IF;
-    IF waited IS NULL AND admitted < claim.times THEN
+    IF waited IS NULL AND admitted < claim.times AND NOT capped THEN
       waited := CASE WHEN counter.lent IS NULL THEN 0
         ELSE pythonricing.leased(counter_name, counter.lent, worker_id, held, receipt.lent) END;
     END IF;
-    -- A refusal is remembered once no lease can make room any more.
+    IF special AND wishes IS NOT NULL THEN
+      expires := 0;
+      IF admitted > 0 AND (hold_id <> '' OR claimant_id <> '') THEN
+        CALL pythonricing.own(counter, got, hold_id, wishes[3 * place - 1]::bigint, claimant_id, moment, expires);
+      END IF;
+    END IF;
+    -- A refusal is remembered once no lease and no hold that has expired can make room any more.
     IF claim.key IS NOT NULL
-        AND (admitted > 0 OR counter.issued - spare + claim.size - waited > counter."limit") THEN
+        AND (admitted > 0 OR capped OR counter.issued - spare + claim.size - waited
+          - CASE WHEN ripe THEN counter.held ELSE 0 END > counter."limit") THEN
       known := ARRAY[claim.size, counter.issued, counter."limit", admitted];
       IF admitted = 0 THEN
         known[2] := counter.issued - spare;
@@ -548,12 +969,19 @@ BEGIN
         known[2] := got[cardinality(got)];
         known := known || CASE WHEN cardinality(got) > 2 THEN got END;
       END IF;
-      INSERT INTO pythonricing.key AS k (name, key, epoch, record, expires) VALUES (
+      IF special THEN
+        known[4] := CASE WHEN capped THEN 2 ELSE admitted END;
+        words := CASE
+          WHEN hold_id <> '' OR claimant_id <> ''
+          THEN ARRAY[CASE WHEN admitted > 0 THEN hold_id ELSE '' END, expires::text, claimant_id] END;
+      END IF;
+      INSERT INTO pythonricing.key AS k (name, key, epoch, record, expires, words) VALUES (
           counter_name, claim.key, counter.epoch, known,
           clock_timestamp()
-            + make_interval(secs => CASE WHEN admitted > 0 THEN key_seconds ELSE refused_key_seconds END))
+            + make_interval(secs => CASE WHEN admitted > 0 THEN key_seconds ELSE refused_key_seconds END),
+          words)
         ON CONFLICT (name, key) DO UPDATE
-          SET epoch = excluded.epoch, record = excluded.record, expires = excluded.expires;
+          SET epoch = excluded.epoch, record = excluded.record, expires = excluded.expires, words = excluded.words;
     END IF;
   END LOOP;
 
@@ -562,8 +990,8 @@ BEGIN
   END IF;
 
   -- A lease is at most 1/64 of what is left and at least 4 numbers, of at most 8 free runs; none is given above 64 of
-  -- those.
-  IF want >= 4 THEN
+  -- those, nor so late that it would be used beyond the window, nor where each claim has a claimant.
+  IF want >= 4 AND NOT (special AND (counter.each > 0 OR (counter.ends > 0 AND moment + 100000 >= counter.ends))) THEN
     size := least(want, (counter."limit" - counter.issued + spare) / 64);
     IF size >= 4 AND (SELECT count(*) <= 64 FROM unnest(counter.free)) THEN
       IF runs IS NULL THEN
@@ -580,31 +1008,48 @@ BEGIN
     END IF;
   END IF;
 
-  IF changed OR counter.issued > before THEN
+  IF special THEN
+    UPDATE pythonricing.counter c
+      SET issued = counter.issued, moved = counter.moved, free = nullif(counter.free, '{}'), lent = counter.lent,
+        held = counter.held, due = counter.due
+      WHERE c.name = counter_name;
+    waited := waited + CASE WHEN ripe THEN counter.held ELSE 0 END;
+  ELSIF changed OR counter.issued > before THEN
     UPDATE pythonricing.counter c
       SET issued = counter.issued, moved = counter.moved, free = nullif(counter.free, '{}'), lent = counter.lent
       WHERE c.name = counter_name;
   END IF;
   answer := ARRAY[
     batch_attempt, counter.epoch, counter.revision, counter."limit", counter.most, before, counter.issued,
-    counter.moved, coalesce(waited, 0), raised] || CASE
+    counter.moved, coalesce(waited, 0), raised, 0] || CASE
       WHEN runs IS NOT NULL THEN cardinality(runs)::bigint || runs
       WHEN counter.issued > before THEN ARRAY[2, before + 1, counter.issued]
       ELSE ARRAY[0::bigint]
     END || CASE WHEN lent IS NULL THEN ARRAY[0::bigint] ELSE cardinality(lent)::bigint || lent END || records;
-  INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires, held, lent) VALUES (
+  IF special THEN
+    reply := answer[1:10]::text[] || (8 + coalesce(cardinality(refused), 0))::text || ARRAY[
+      counter.each::text, counter.every, counter.zone, counter.ends::text, counter.resolved::text,
+      CASE WHEN counter.held > 0 THEN counter.due ELSE 0 END::text,
+      CASE WHEN counter.ends > 0 OR counter.held > 0 THEN moment ELSE 0 END::text, expired::text
+      ] || refused || answer[12:]::text[] || told;
+    told := reply;
+    answer := ARRAY[batch_attempt];
+  ELSE
+    told := NULL;
+    reply := answer;
+  END IF;
+  INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires, held, lent, told) VALUES (
       counter_name, worker_id, batch_sequence, answer, clock_timestamp() + make_interval(secs => receipt_seconds),
-      held, CASE WHEN held IS NOT NULL THEN receipt.lent END)
+      held, CASE WHEN held IS NOT NULL THEN receipt.lent END, told)
     ON CONFLICT (name, worker) DO UPDATE
       SET sequence = excluded.sequence, reply = excluded.reply, expires = excluded.expires, held = excluded.held,
-        lent = excluded.lent;
-  reply := answer;
+        lent = excluded.lent, told = excluded.told;
   COMMIT;
 END $$;
 
 -- Begin to execute a word of an operator: lock the counter's row, made if need be. `outcome` is null if it is to be
--- executed; or else the transaction has ended: OK, it was executed before and replied `reply`; LOST, so it
--- was answered before; or LATE.
+-- executed; or else the transaction has ended: OK, it was executed before and replied `reply`; LOST or NEVER (see
+-- give_back), so it was answered before; or LATE.
 CREATE OR REPLACE PROCEDURE pythonricing.hear(
   patience int,
   counter_name text,
@@ -615,6 +1060,8 @@ CREATE OR REPLACE PROCEDURE pythonricing.hear(
   INOUT outcome text,
   INOUT reply text[]
 ) LANGUAGE plpgsql AS $$
+DECLARE
+  told text[];
 BEGIN
   CALL pythonricing.start(patience);
   LOOP
@@ -625,9 +1072,11 @@ BEGIN
   END LOOP;
   -- A write, as in claim.
   UPDATE pythonricing.receipt r SET expires = clock_timestamp() + make_interval(secs => receipt_seconds)
-    WHERE r.name = counter_name AND r.worker = word_id AND r.expires > clock_timestamp() RETURNING r.reply INTO reply;
+    WHERE r.name = counter_name AND r.worker = word_id AND r.expires > clock_timestamp()
+    RETURNING r.reply, r.told INTO reply, told;
   IF FOUND THEN
-    outcome := CASE WHEN reply = '{}' THEN 'LOST' ELSE 'OK' END;
+    outcome := CASE reply WHEN '{}' THEN 'LOST' WHEN '{0}' THEN 'NEVER' ELSE 'OK' END;
+    reply := coalesce(told, reply);
     COMMIT;
   ELSIF pythonricing.clock() > not_after THEN
     -- Asked under the lock: whoever claims or speaks later finds this executed, or never.
@@ -636,22 +1085,90 @@ BEGIN
   END IF;
 END $$;
 
--- Create a counter, change its limit and largest claim, or start it over: once, however often it is sent.
+-- Leave the receipt of an operator's word: its reply (LOST: '{}', NEVER: '{0}'), or what was told.
+CREATE OR REPLACE FUNCTION pythonricing.leave_receipt(
+  counter_name text, word_id text, receipt_seconds int, answer bigint[], what text[]
+) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO pythonricing.receipt (name, worker, sequence, reply, expires, told) VALUES (
+    counter_name, word_id, 0, answer, clock_timestamp() + make_interval(secs => receipt_seconds), what)
+    ON CONFLICT (name, worker) DO UPDATE SET reply = excluded.reply, expires = excluded.expires, told = excluded.told
+$$;
+
+-- Go on with a word about a counter that has to be there, as it is or as it was seen: renew it, recover it, and let what
+-- is due expire. `outcome` is null then; or LOST, MISSING with `reply`, or OVER (see claim), and nothing has ended yet.
+CREATE OR REPLACE PROCEDURE pythonricing.meet(
+  INOUT counter pythonricing.counter,
+  INOUT raised bigint,
+  INOUT expired bigint,
+  INOUT changed boolean, -- whether there is something to be committed
+  INOUT moment bigint,
+  calendar text[],
+  tombstone_seconds int,
+  on_loss text,
+  seen_epoch bigint,
+  seen_revision bigint,
+  seen_issued bigint,
+  seen_limit bigint,
+  seen_most bigint,
+  seen_deleted boolean,
+  seen_moved bigint,
+  seen_more text[],
+  INOUT outcome text,
+  INOUT reply text[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  before bigint := counter.epoch;
+  more pythonricing.counter;
+  over text[];
+  ripe boolean;
+BEGIN
+  moment := pythonricing.clock();
+  CALL pythonricing.renew(counter, moment, calendar, over);
+  IF over IS NULL THEN
+    changed := counter.epoch > before;
+    more := pythonricing.recover(
+      counter, on_loss, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved,
+      seen_more);
+  END IF;
+  IF more.name IS NOT NULL THEN
+    raised := CASE WHEN NOT more.lost THEN counter.issued END;
+    counter := more;
+    changed := true;
+    PERFORM pythonricing.save(counter, tombstone_seconds, true);
+    CALL pythonricing.renew(counter, moment, calendar, over);
+  END IF;
+  IF over IS NOT NULL THEN
+    outcome := 'OVER';
+    reply := over;
+  ELSIF counter.lost THEN
+    outcome := 'LOST';
+  ELSIF counter.epoch = 0 OR counter.deleted_until IS NOT NULL THEN
+    outcome := 'MISSING';
+    reply := CASE WHEN counter.epoch > 0 THEN ARRAY[counter.epoch, counter.revision] END;
+  ELSIF counter.due <= moment / 1000000 THEN
+    CALL pythonricing.expire(counter, moment, expired, ripe);
+    changed := true;
+  END IF;
+END $$;
+
+-- Create a counter, change its limit and rules, or start it over: once, however often it is sent.
 --
 -- `how`: "change" keeps the count and ends the state of a lost counter, but not of one of which nobody knew that it is
 -- lost; "restart" begins a new epoch at 0; "configure" is the settings' word, which leaves a lost counter lost.
--- `outcome` is OK, LATE, LOST or MISSING (see claim); `reply` is created (1 or 0), epoch, revision, limit, most, the
--- numbers taken, issued, moved, those out on leases that may come back, and what was issued before a loss raised it, or
--- null.
+-- `outcome` is OK, LATE, LOST, MISSING or OVER (see claim); `reply` is created (1 or 0), and what is told of the counter.
 CREATE OR REPLACE PROCEDURE pythonricing.put(
   patience int,
+  calendar text[],
   counter_name text,
   word_id text,
   not_after bigint,   -- the moment after which it has no effect
   receipt_seconds int,
   tombstone_seconds int,
-  new_limit bigint,   -- null keeps the one it has
-  new_most bigint,    -- null keeps the one it has
+  new_limit bigint,   -- each of these null keeps the one it has
+  new_most bigint,
+  new_each bigint,
+  new_every text,
+  new_zone text,
   how text,
   on_loss text,       -- and what was seen, as in claim
   seen_epoch bigint,
@@ -661,94 +1178,307 @@ CREATE OR REPLACE PROCEDURE pythonricing.put(
   seen_most bigint,
   seen_deleted boolean,
   seen_moved bigint,
+  seen_more text[],
   OUT outcome text,
   OUT reply text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
   counter pythonricing.counter;
-  more pythonricing.counter;
+  last pythonricing.counter;
   marked boolean;
+  was_lost boolean;
   missed boolean;
+  starts boolean;
+  otherwise boolean; -- whether it renews in another way
   raised bigint;
-  answer bigint[];
+  expired bigint;
+  changed boolean := false;
+  moment bigint;
+  over text[];
+  time_window record;
 BEGIN
   CALL pythonricing.hear(patience, counter_name, word_id, not_after, receipt_seconds, counter, outcome, reply);
   IF outcome IS NOT NULL THEN
     RETURN;
   END IF;
+  marked := counter.lost;
+  moment := pythonricing.clock();
   IF how <> 'restart' THEN
-    marked := counter.lost;
-    more := pythonricing.recover(
-      counter, on_loss, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved);
-    IF more.name IS NOT NULL THEN
-      raised := CASE WHEN NOT more.lost THEN counter.issued END;
-      counter := more;
-      PERFORM pythonricing.save(counter, tombstone_seconds, true);
-    END IF;
-    IF counter.lost AND (how = 'configure' OR NOT marked) THEN
+    CALL pythonricing.meet(
+      counter, raised, expired, changed, moment, calendar, tombstone_seconds, on_loss, seen_epoch, seen_revision,
+      seen_issued, seen_limit, seen_most, seen_deleted, seen_moved, seen_more, outcome, reply);
+    IF outcome = 'OVER' THEN
+      ROLLBACK;
+      RETURN;
+    ELSIF outcome = 'LOST' AND (how = 'configure' OR NOT marked) THEN
       -- With a receipt: sent again, it must not end the loss that it was the first to notice.
-      outcome := 'LOST';
-      INSERT INTO pythonricing.receipt (name, worker, sequence, reply, expires) VALUES (
-        counter_name, word_id, 0, '{}', clock_timestamp() + make_interval(secs => receipt_seconds))
-        ON CONFLICT (name, worker) DO UPDATE SET reply = excluded.reply, expires = excluded.expires;
+      PERFORM pythonricing.leave_receipt(counter_name, word_id, receipt_seconds, '{}', NULL);
       COMMIT;
       RETURN;
     END IF;
+    outcome := NULL;
+    reply := NULL;
   END IF;
 
   missed := counter.epoch = 0 OR counter.deleted_until IS NOT NULL;
-  new_limit := coalesce(new_limit, CASE
-    WHEN NOT missed THEN counter."limit"
-    WHEN counter.epoch = 0 AND how = 'restart' AND NOT seen_deleted THEN seen_limit
-  END);
+  starts := missed OR how = 'restart';
+  -- What is kept: of a counter that is gone nothing, but if it starts over, what was seen.
+  last := counter;
+  IF missed THEN
+    last."limit" := NULL;
+    last.most := 0;
+    last.each := 0;
+    last.every := '';
+    last.zone := '';
+  END IF;
+  IF counter.epoch = 0 AND how = 'restart' AND NOT seen_deleted THEN
+    last."limit" := seen_limit;
+    last.most := seen_most;
+    last.each := coalesce(seen_more[2], '0');
+    last.every := coalesce(seen_more[3], '');
+    last.zone := coalesce(seen_more[4], '');
+  END IF;
+  new_limit := coalesce(new_limit, last."limit");
   IF new_limit IS NULL THEN
     outcome := 'MISSING';
     reply := CASE WHEN counter.epoch > 0 THEN ARRAY[counter.epoch, counter.revision] END;
-    CALL pythonricing.finish(more.name IS NOT NULL);
+    CALL pythonricing.finish(changed);
     RETURN;
   END IF;
-  new_most := coalesce(new_most, CASE WHEN missed THEN 0 ELSE counter.most END);
-  IF missed OR how = 'restart' THEN
+  new_most := coalesce(new_most, last.most);
+  new_each := coalesce(new_each, last.each, 0);
+  new_every := coalesce(new_every, last.every, '');
+  new_zone := coalesce(new_zone, last.zone, '');
+  otherwise := new_every <> coalesce(last.every, '') OR new_zone <> coalesce(last.zone, '');
+
+  IF starts THEN
     counter.revision := CASE
       WHEN how = 'configure' AND counter.epoch = 0 THEN 0
       ELSE greatest(counter.revision, seen_revision) + 1
     END;
     counter.base := CASE WHEN how = 'restart' THEN 9007199254740992 ELSE -counter.epoch END;
-    counter.epoch := pythonricing.new_epoch(greatest(counter.epoch, seen_epoch));
-    counter.issued := 0;
-    counter.moved := 0;
-    counter.free := NULL;
-    counter.lent := NULL;
+    counter := pythonricing.begin_epoch(counter, pythonricing.new_epoch(greatest(counter.epoch, seen_epoch)));
+    IF counter.began IS NOT NULL THEN
+      counter.began := NULL;
+      counter := pythonricing.special(counter);
+    END IF;
     counter.deleted_until := NULL;
     raised := NULL;
-  ELSIF counter.lost OR (new_limit, new_most) <> (counter."limit", counter.most) THEN
+  ELSIF counter.lost OR otherwise OR (new_limit, new_most, new_each)
+      <> (counter."limit", counter.most, coalesce(counter.each, 0)) THEN
     counter.revision := counter.revision + 1;
     counter.base := CASE
       WHEN counter.lost AND counter.base >= 0 THEN greatest(counter.base, counter.issued)
       ELSE counter.base
     END;
   END IF;
+  was_lost := counter.lost;
   counter.lost := false;
   counter."limit" := new_limit;
   counter.most := new_most;
-  PERFORM pythonricing.save(counter, tombstone_seconds, missed OR how = 'restart');
+  IF counter.began IS NOT NULL OR new_each > 0 OR new_every <> '' THEN
+    counter := pythonricing.special(counter);
+    counter.each := new_each;
+    counter.every := new_every;
+    counter.zone := new_zone;
+    IF starts OR otherwise THEN
+      time_window := pythonricing.time_window(new_every, new_zone, moment, calendar);
+      counter.ends := CASE WHEN new_every = '' THEN 0 ELSE time_window.ends END;
+      IF counter.ends IS NULL THEN
+        outcome := 'OVER';
+        reply := ARRAY[moment::text, new_every, new_zone];
+        ROLLBACK;
+        RETURN;
+      END IF;
+    END IF;
+  END IF;
+  PERFORM pythonricing.save(counter, tombstone_seconds, starts);
+  IF NOT starts THEN
+    -- One that was lost hasn't renewed meanwhile, nor has anything expired.
+    CALL pythonricing.renew(counter, moment, calendar, over);
+    IF over IS NOT NULL THEN
+      outcome := 'OVER';
+      reply := over;
+      ROLLBACK;
+      RETURN;
+    END IF;
+    IF was_lost AND counter.due <= moment / 1000000 THEN
+      CALL pythonricing.expire(counter, moment, expired, changed);
+    END IF;
+  END IF;
 
   outcome := 'OK';
-  answer := ARRAY[
-    missed::int, counter.epoch, counter.revision, counter."limit", counter.most,
-    counter.issued - pythonricing.total(counter.free), counter.issued, counter.moved,
-    pythonricing.leased(counter_name, counter.lent), raised];
-  reply := answer;
-  INSERT INTO pythonricing.receipt (name, worker, sequence, reply, expires) VALUES (
-    counter_name, word_id, 0, answer, clock_timestamp() + make_interval(secs => receipt_seconds))
-    ON CONFLICT (name, worker) DO UPDATE SET reply = excluded.reply, expires = excluded.expires;
+  reply := missed::int::text || pythonricing.told(counter, raised, expired);
+  PERFORM pythonricing.leave_receipt(counter_name, word_id, receipt_seconds, '{1}', reply);
+  COMMIT;
+END $$;
+
+-- Confirm a hold, in part too, or release it: once, whatever is said how often. So there is no receipt.
+--
+-- `outcome` is OK, LATE, LOST, MISSING or OVER (see claim); `reply` is what became of the hold: "confirmed", "released",
+-- "expired", "held" if it has fewer numbers than should be confirmed, or "none" if no such hold is known; its size;
+-- how many first and last numbers of confirmed runs follow, and these; and what is told of the counter.
+CREATE OR REPLACE PROCEDURE pythonricing.resolve(
+  patience int,
+  calendar text[],
+  counter_name text,
+  word_id text,
+  not_after bigint,
+  receipt_seconds int,
+  tombstone_seconds int,
+  hold_id text,
+  action text,        -- "confirm" or "release"
+  number bigint,      -- how many of its numbers are confirmed, null: all; the others go back
+  on_loss text,
+  seen_epoch bigint,
+  seen_revision bigint,
+  seen_issued bigint,
+  seen_limit bigint,
+  seen_most bigint,
+  seen_deleted boolean,
+  seen_moved bigint,
+  seen_more text[],
+  OUT outcome text,
+  OUT reply text[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  counter pythonricing.counter;
+  hold pythonricing.hold;
+  raised bigint;
+  expired bigint;
+  given bigint;
+  moment bigint;
+  kept int8multirange := '{}';
+  changed boolean := false;
+BEGIN
+  CALL pythonricing.hear(patience, counter_name, word_id, not_after, receipt_seconds, counter, outcome, reply);
+  IF outcome IS NOT NULL THEN
+    RETURN;
+  END IF;
+  CALL pythonricing.meet(
+    counter, raised, expired, changed, moment, calendar, tombstone_seconds, on_loss, seen_epoch, seen_revision,
+    seen_issued, seen_limit, seen_most, seen_deleted, seen_moved, seen_more, outcome, reply);
+  IF outcome IS NOT NULL THEN
+    CALL pythonricing.finish(changed AND outcome <> 'OVER');
+    RETURN;
+  END IF;
+  SELECT * INTO hold FROM pythonricing.hold h
+    WHERE h.name = counter_name AND h.id = hold_id AND h.epoch >= counter.began
+      AND CASE WHEN h.outcome IS NULL THEN h.losses = counter.losses ELSE h.due > moment / 1000000 END;
+  outcome := 'OK';
+  IF NOT FOUND THEN
+    reply := ARRAY['none', '0', '0'] || pythonricing.told(counter, raised, expired);
+    CALL pythonricing.finish(changed);
+    RETURN;
+  END IF;
+  IF hold.outcome IS NULL AND (action = 'release' OR hold.due * 1000000 <= moment OR coalesce(number, 0) <= hold.size) THEN
+    IF hold.due * 1000000 <= moment THEN
+      hold.outcome := 'expired';
+      hold.due := hold.due + 86400;
+    ELSE
+      hold.outcome := CASE action WHEN 'confirm' THEN 'confirmed' ELSE 'released' END;
+      hold.due := moment / 1000000 + 86400;
+      kept := CASE
+        WHEN action = 'confirm' THEN pythonricing.first(hold.runs, coalesce(number, hold.size)) ELSE '{}' END;
+      counter.resolved := counter.resolved + 1;
+    END IF;
+    IF hold.epoch = counter.epoch THEN
+      CALL pythonricing.mark(counter, hold.runs - kept, given);
+      counter.held := counter.held - hold.size;
+    END IF;
+    counter.moved := counter.moved + hold.size;
+    hold.runs := kept;
+    UPDATE pythonricing.counter c
+      SET moved = counter.moved, held = counter.held, given = counter.given, resolved = counter.resolved
+      WHERE c.name = counter_name;
+  END IF;
+  -- A write, also where it was resolved before (see claim).
+  UPDATE pythonricing.hold h SET outcome = hold.outcome, due = hold.due, runs = hold.runs
+    WHERE h.name = counter_name AND h.id = hold_id;
+  kept := CASE WHEN hold.outcome IS NULL THEN '{}' ELSE hold.runs END;
+  reply := ARRAY[coalesce(hold.outcome, 'held'), hold.size::text, cardinality(pythonricing.numbers(kept))::text]
+    || pythonricing.numbers(kept)::text[] || pythonricing.told(counter, raised, expired);
+  COMMIT;
+END $$;
+
+-- Give numbers back that somebody owns: once, however often it is sent.
+--
+-- `outcome` is OK, LATE, LOST, MISSING or OVER (see claim); NEVER, if one of them was never given; LEASED, while it may
+-- be that a worker has one and will give it. `reply` is how many had not been given back before, and what is told of the
+-- counter.
+CREATE OR REPLACE PROCEDURE pythonricing.give_back(
+  patience int,
+  calendar text[],
+  counter_name text,
+  word_id text,
+  not_after bigint,
+  receipt_seconds int,
+  tombstone_seconds int,
+  numbers bigint[],   -- runs, as pairs of the first and the last one
+  on_loss text,
+  seen_epoch bigint,
+  seen_revision bigint,
+  seen_issued bigint,
+  seen_limit bigint,
+  seen_most bigint,
+  seen_deleted boolean,
+  seen_moved bigint,
+  seen_more text[],
+  OUT outcome text,
+  OUT reply text[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+  counter pythonricing.counter;
+  wanted int8multirange := pythonricing.runs(numbers);
+  raised bigint;
+  expired bigint;
+  given bigint;
+  moment bigint;
+  changed boolean := false;
+BEGIN
+  CALL pythonricing.hear(patience, counter_name, word_id, not_after, receipt_seconds, counter, outcome, reply);
+  IF outcome IS NOT NULL THEN
+    RETURN;
+  END IF;
+  CALL pythonricing.meet(
+    counter, raised, expired, changed, moment, calendar, tombstone_seconds, on_loss, seen_epoch, seen_revision,
+    seen_issued, seen_limit, seen_most, seen_deleted, seen_moved, seen_more, outcome, reply);
+  IF outcome IS NULL AND (upper(wanted) - 1 > counter.issued OR coalesce(wanted && counter.free, false)) THEN
+    outcome := 'NEVER';
+  ELSIF outcome IS NULL THEN
+    -- What is on a lease that may come back may be given or not.
+    PERFORM FROM pythonricing.receipt r
+      WHERE r.name = counter_name AND r.held && wanted AND r.lent > moment - 300000;
+    outcome := CASE WHEN FOUND THEN 'LEASED' END;
+  END IF;
+  IF outcome IS NOT NULL THEN
+    IF outcome IN ('LOST', 'NEVER') THEN
+      -- Sent again, it must not be executed once this is over.
+      PERFORM pythonricing.leave_receipt(
+        counter_name, word_id, receipt_seconds, CASE outcome WHEN 'LOST' THEN '{}' ELSE '{0}' END::bigint[], NULL);
+      changed := true;
+    END IF;
+    CALL pythonricing.finish(changed AND outcome <> 'OVER');
+    RETURN;
+  END IF;
+  -- What is still on a lease won't be given any more, and counts for nothing if it comes back.
+  UPDATE pythonricing.receipt r SET held = r.held - wanted WHERE r.name = counter_name AND r.held && wanted;
+  counter := pythonricing.special(counter);
+  CALL pythonricing.mark(counter, wanted, given);
+  counter.moved := counter.moved + given;
+  PERFORM pythonricing.save(counter, tombstone_seconds, false);
+
+  outcome := 'OK';
+  reply := given::text || pythonricing.told(counter, raised, expired);
+  PERFORM pythonricing.leave_receipt(counter_name, word_id, receipt_seconds, '{1}', reply);
   COMMIT;
 END $$;
 
 -- Forget a counter, and leave a tombstone that tells deletion from loss: once, however often it is sent.
--- `outcome` is OK, LATE or MISSING (see claim); `reply` is epoch and revision of the deletion.
+-- `outcome` is OK, LATE, MISSING or OVER (see claim); `reply` is epoch and revision of the deletion.
 CREATE OR REPLACE PROCEDURE pythonricing.delete(
   patience int,
+  calendar text[],
   counter_name text,
   word_id text,
   not_after bigint,
@@ -761,6 +1491,7 @@ CREATE OR REPLACE PROCEDURE pythonricing.delete(
   seen_most bigint,
   seen_deleted boolean,
   seen_moved bigint,
+  seen_more text[],
   OUT outcome text,
   OUT reply text[]
 ) LANGUAGE plpgsql AS $$
@@ -768,13 +1499,21 @@ DECLARE
   counter pythonricing.counter;
   more pythonricing.counter;
   answer bigint[];
+  over text[];
 BEGIN
   CALL pythonricing.hear(patience, counter_name, word_id, not_after, receipt_seconds, counter, outcome, reply);
   IF outcome IS NOT NULL THEN
     RETURN;
   END IF;
+  CALL pythonricing.renew(counter, pythonricing.clock(), calendar, over);
+  IF over IS NOT NULL THEN
+    outcome := 'OVER';
+    reply := over;
+    ROLLBACK;
+    RETURN;
+  END IF;
   more := pythonricing.reconcile(
-    counter, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved);
+    counter, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved, seen_more);
   IF more.name IS NOT NULL THEN
     counter := more;
   END IF;
@@ -784,8 +1523,11 @@ BEGIN
     ROLLBACK;
     RETURN;
   END IF;
-  counter.issued := 0;
-  counter.moved := 0;
+  counter := pythonricing.begin_epoch(counter, counter.epoch);
+  IF counter.began IS NOT NULL THEN
+    counter.began := NULL;
+    counter := pythonricing.special(counter);
+  END IF;
   counter."limit" := 0;
   counter.most := 0;
   counter.base := 9007199254740992;
@@ -797,9 +1539,7 @@ BEGIN
   outcome := 'OK';
   answer := ARRAY[counter.epoch, counter.revision];
   reply := answer;
-  INSERT INTO pythonricing.receipt (name, worker, sequence, reply, expires) VALUES (
-    counter_name, word_id, 0, answer, clock_timestamp() + make_interval(secs => receipt_seconds))
-    ON CONFLICT (name, worker) DO UPDATE SET reply = excluded.reply, expires = excluded.expires;
+  PERFORM pythonricing.leave_receipt(counter_name, word_id, receipt_seconds, answer, NULL);
   COMMIT;
 END $$;
 
@@ -811,6 +1551,7 @@ CREATE OR REPLACE PROCEDURE pythonricing.sweep(
 ) LANGUAGE plpgsql AS $$
 DECLARE
   moment timestamptz := clock_timestamp();
+  second bigint := pythonricing.clock() / 1000000;
   removed bigint;
   total bigint := 0;
   busy boolean := false;
@@ -833,8 +1574,49 @@ BEGIN
   GET DIAGNOSTICS removed = ROW_COUNT;
   total := total + removed;
   busy := busy OR removed = at_most;
+  DELETE FROM pythonricing.hold WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM pythonricing.hold WHERE outcome IS NOT NULL AND due <= second
+    ORDER BY due LIMIT at_most FOR UPDATE SKIP LOCKED));
+  GET DIAGNOSTICS removed = ROW_COUNT;
+  total := total + removed;
+  busy := busy OR removed = at_most;
+  -- What counts for nothing any more: open holds of before a loss, and all that is of a state that is over.
+  DELETE FROM pythonricing.hold WHERE ctid = ANY (ARRAY(
+    SELECT h.ctid FROM pythonricing.counter c JOIN pythonricing.hold h ON h.name = c.name
+    WHERE c.began IS NOT NULL AND h.outcome IS NULL AND h.due <= second
+      AND (h.epoch < c.began OR h.losses <> c.losses OR c.deleted_until IS NOT NULL)
+    LIMIT at_most FOR UPDATE OF h SKIP LOCKED));
+  GET DIAGNOSTICS removed = ROW_COUNT;
+  total := total + removed;
+  busy := busy OR removed = at_most;
+  DELETE FROM pythonricing.given_back WHERE ctid = ANY (ARRAY(
+    SELECT g.ctid FROM pythonricing.counter c JOIN pythonricing.given_back g ON g.name = c.name
+      AND g.epoch < c.epoch + CASE WHEN c.deleted_until IS NULL THEN 0 ELSE 1 END
+    WHERE c.began IS NOT NULL LIMIT at_most FOR UPDATE OF g SKIP LOCKED));
+  GET DIAGNOSTICS removed = ROW_COUNT;
+  total := total + removed;
+  busy := busy OR removed = at_most;
+  DELETE FROM pythonricing.owner WHERE ctid = ANY (ARRAY(
+    SELECT o.ctid FROM pythonricing.counter c JOIN pythonricing.owner o ON o.name = c.name
+      AND o.epoch < c.epoch + CASE WHEN c.deleted_until IS NULL THEN 0 ELSE 1 END
+    WHERE c.began IS NOT NULL LIMIT at_most FOR UPDATE OF o SKIP LOCKED));
+  GET DIAGNOSTICS removed = ROW_COUNT;
+  total := total + removed;
+  busy := busy OR removed = at_most;
+  DELETE FROM pythonricing.claimant WHERE ctid = ANY (ARRAY(
+    SELECT o.ctid FROM pythonricing.counter c JOIN pythonricing.claimant o ON o.name = c.name
+      AND o.epoch < c.epoch + CASE WHEN c.deleted_until IS NULL THEN 0 ELSE 1 END
+    WHERE c.began IS NOT NULL LIMIT at_most FOR UPDATE OF o SKIP LOCKED));
+  GET DIAGNOSTICS removed = ROW_COUNT;
+  total := total + removed;
+  busy := busy OR removed = at_most;
+  -- A tombstone goes last: it is what the others are found by.
   DELETE FROM pythonricing.counter WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM pythonricing.counter WHERE deleted_until < moment LIMIT at_most FOR UPDATE SKIP LOCKED));
+    SELECT c.ctid FROM pythonricing.counter c WHERE c.deleted_until < moment
+      AND NOT EXISTS (SELECT FROM pythonricing.hold h WHERE h.name = c.name)
+      AND NOT EXISTS (SELECT FROM pythonricing.given_back g WHERE g.name = c.name)
+      AND NOT EXISTS (SELECT FROM pythonricing.owner o WHERE o.name = c.name)
+    LIMIT at_most FOR UPDATE SKIP LOCKED));
   GET DIAGNOSTICS removed = ROW_COUNT;
   total := total + removed;
   busy := busy OR removed = at_most;
@@ -845,6 +1627,6 @@ BEGIN
   COMMIT;
 END $$;
 
-INSERT INTO pythonricing.installation AS i (version) VALUES (4)
+INSERT INTO pythonricing.installation AS i (version) VALUES (5)
   ON CONFLICT (only_row) DO UPDATE SET version = greatest(i.version, excluded.version);
 COMMIT;

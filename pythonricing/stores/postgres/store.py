@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import msgspec
 
 from pythonricing.counting.model import (
     KEEP,
@@ -27,7 +28,10 @@ from pythonricing.counting.model import (
     TOMBSTONE_SECONDS,
     Counter,
     NoSuchCounter,
+    NoSuchNumber,
+    NumberLeased,
     Replay,
+    Resolution,
     Rules,
     Seen,
     Server,
@@ -37,18 +41,20 @@ from pythonricing.counting.model import (
     StoreUnavailable,
     Verdict,
 )
+from pythonricing.counting.windows import window
 from pythonricing.settings import without_password
 from pythonricing.stores.link import Link, stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pythonricing.counting.model import Batch, How, Run, Word
+    from pythonricing.counting.model import Action, Batch, How, Run, Wish, Word
+    from pythonricing.counting.windows import Window
     from pythonricing.settings import OnLoss
 
 SCHEMA = resources.files(__package__).joinpath("schema.sql").read_text()
 #: The version of the schema that this code speaks; schema.sql ends with it.
-VERSION = 4
+VERSION = 5
 #: Connections that a worker opens at most.
 CONNECTIONS = 4
 #: Seconds after which a worker looks for expired rows; one worker finds them, the others find nothing to do.
@@ -60,18 +66,32 @@ CHECK = "SELECT version, pg_backend_pid() AS pid FROM pythonricing.installation"
 # Numbers travel in arrays of text: asyncpg knows text[] by itself, and would ask each new connection what bigint[] is.
 CLAIM = (
     "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, "
-    "$20::text[]::bigint[], $21::text[]::bigint[], $22::text[]::bigint[], $23::text[]::bigint[], $24, NULL, NULL)"
+    "$20, $21, $22::text[]::bigint[], $23::text[]::bigint[], $24::text[]::bigint[], $25::text[]::bigint[], $26, $27, "
+    "NULL, NULL)"
 )
-PUT = "CALL pythonricing.put($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, NULL, NULL)"
-DELETE = "CALL pythonricing.delete($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, NULL, NULL)"
+PUT = (
+    "CALL pythonricing.put($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, "
+    "$21, $22, NULL, NULL)"
+)
+RESOLVE = (
+    "CALL pythonricing.resolve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, "
+    "NULL, NULL)"
+)
+GIVE_BACK = (
+    "CALL pythonricing.give_back($1, $2, $3, $4, $5, $6, $7, $8::text[]::bigint[], $9, $10, $11, $12, $13, $14, $15, "
+    "$16, $17, NULL, NULL)"
+)
+DELETE = "CALL pythonricing.delete($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, NULL, NULL)"
 CLOCK = "SELECT pythonricing.clock() AS clock"
+#: What is told of each counter, and whether it has to be renewed, or holds are due, before that is true.
 BROWSE = """
-SELECT array_agg(name) AS names, array_agg(issued - pythonricing.total(free)) AS counts, array_agg("limit") AS limits,
-  array_agg(epoch) AS epochs, array_agg(lost) AS lost, array_agg(revision) AS revisions, array_agg(most) AS mosts,
-  array_agg(issued) AS issued, array_agg(moved) AS moved, array_agg(pythonricing.leased(name, lent)) AS leased
+SELECT array_agg(name) AS names, array_agg(lost) AS lost,
+  array_agg(array_to_json(pythonricing.told(counter, NULL, 0))::text) AS told,
+  array_agg(coalesce(began IS NOT NULL AND NOT lost AND (
+    (ends > 0 AND ends <= pythonricing.clock()) OR due <= pythonricing.clock() / 1000000), false)) AS stale
 FROM (
-  SELECT * FROM pythonricing.counter WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2
-  ORDER BY name COLLATE "C" LIMIT $1::bigint
+  SELECT c AS counter, c.* FROM pythonricing.counter c
+  WHERE (deleted_until IS NULL OR lost) AND name COLLATE "C" > $2 ORDER BY name COLLATE "C" LIMIT $1::bigint
 ) AS first
 """
 INSPECT = """
@@ -204,22 +224,39 @@ class PostgresStore:
 
     async def claim(self, batch: Batch) -> Verdict:
         groups: list[tuple[int, int, str | None]]
-        if batch.keys is None:
+        wishes = None
+        if batch.wishes is not None:
+            wishes = [word for wish in batch.wishes for word in _wish(wish)]
+        if batch.keys is None and wishes is None:
             groups = [(sum(1 for _ in group), size, None) for size, group in groupby(batch.sizes)]
         else:
-            groups = [(1, size, key) for size, key in zip(batch.sizes, batch.keys, strict=True)]
+            keys = batch.keys or [None] * len(batch.sizes)
+            groups = [(1, size, key) for size, key in zip(batch.sizes, keys, strict=True)]
         lease = (batch.want, _numbers(batch.back), _numbers(batch.held))
-        attempt, epoch, revision, limit, most, before, issued, moved, out, raised, *rest = await self._claim(
-            batch.name, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, lease, groups
+        reply = await self._claim(
+            batch.name, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, lease, groups, wishes
         )
-        parts = _parts(rest)
-        runs, lent = _runs(next(parts)), _runs(next(parts))
-        replays = [_replay(*record) if record else None for record in parts]
-        return Verdict(attempt, epoch, revision, limit, most, before, issued, moved, out, runs, lent, replays, raised)
+        attempt, epoch, revision, limit, most, before, issued, moved, out, raised = _integers(reply[:10])
+        sale, runs, lent, *records = _parts(reply, 10)
+        return Verdict(
+            attempt,
+            epoch,
+            revision,
+            limit,
+            most,
+            before,
+            issued,
+            moved,
+            out,
+            _runs(runs),
+            _runs(lent),
+            [_replay(record, bool(sale)) if record else None for record in records],
+            raised,
+            **_sale(*sale) if sale else {},
+        )
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
-        _, *reply = await self._claim(name, "", 0, 0, seen, create, (0, None, None), [])
-        return _counter(name, *reply[:9])
+        return _counter(name, await self._claim(name, "", 0, 0, seen, create, (0, None, None), [], None))
 
     async def clock(self, name: str) -> int:
         return int((await self._run(CLOCK))["clock"])
@@ -227,22 +264,36 @@ class PostgresStore:
     async def put(
         self, name: str, word: Word, limit: int | None, rules: Rules = KEEP, how: How = "change"
     ) -> tuple[Counter, bool]:
-        options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS, limit, rules.most, how, self._on_loss)
-        created, *reply = await self._call(PUT, name, word.id, word.not_after, *options, *_columns(word.seen))
-        return _counter(name, *reply), bool(created)
+        new = (limit, rules.most, rules.each, rules.every, rules.zone)
+        created, *told = await self._say(PUT, name, word, *new, how, self._on_loss)
+        return _counter(name, told), created == "1"
+
+    async def resolve(
+        self, name: str, word: Word, id: str, action: Action, number: int | None = None
+    ) -> tuple[Resolution | None, Counter]:
+        outcome, size, length, *rest = await self._say(RESOLVE, name, word, id, action, number, self._on_loss)
+        numbers, told = rest[: int(length)], rest[int(length) :]
+        resolution = None if outcome == "none" else Resolution(outcome, int(size), tuple(_runs(numbers)))
+        return resolution, _counter(name, told)
+
+    async def give_back(self, name: str, word: Word, runs: Sequence[Run]) -> tuple[int, Counter]:
+        given, *told = await self._say(GIVE_BACK, name, word, _numbers(runs) or [], self._on_loss)
+        return int(given), _counter(name, told)
 
     async def delete(self, name: str, word: Word) -> Seen:
-        options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS)
-        return _deletion(*await self._call(DELETE, name, word.id, word.not_after, *options, *_columns(word.seen)))
+        return _deletion(await self._say(DELETE, name, word))
 
     async def browse(self, limit: int, after: str = "") -> list[Counter]:
         row = await self._run(BROWSE, limit, after)
-        columns = ("names", "counts", "limits", "epochs", "lost", "revisions", "mosts", "issued", "moved", "leased")
-        counters = zip(*(row[column] or () for column in columns), strict=True)
-        return [
-            Counter(name, count, limit, epoch, lost, revision, most, None, issued, moved, leased)
-            for name, count, limit, epoch, lost, revision, most, issued, moved, leased in counters
-        ]
+        columns = ("names", "lost", "told", "stale")
+        counters = []
+        for name, lost, told, stale in zip(*(row[column] or () for column in columns), strict=True):
+            counter = msgspec.structs.replace(_counter(name, msgspec.json.decode(told)), lost=lost)
+            if stale:
+                with contextlib.suppress(NoSuchCounter, StateLost):  # meanwhile; it is as it was before that
+                    counter = await self.read(name)
+            counters.append(counter)
+        return counters
 
     async def inspect(self) -> dict[str, dict[str, str]]:
         before = time.time()
@@ -259,13 +310,21 @@ class PostgresStore:
         create: int | None,
         lease: tuple[int, list[str] | None, list[str] | None],
         groups: list[tuple[int, int, str | None]],
+        wishes: list[str] | None,
     ) -> list[Any]:
         times = [str(times) for times, _, _ in groups]
         sizes = [str(size) for _, size, _ in groups]
         keys = [key for _, _, key in groups]
         options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS, KEY_SECONDS, REFUSED_KEY_SECONDS, create, self._on_loss)
         known = _columns(seen)
-        return await self._call(CLAIM, name, worker, sequence, attempt, *options, *known, *lease, times, sizes, keys)
+        return await self._call(
+            CLAIM, name, worker, sequence, attempt, *options, *known, *lease, times, sizes, keys, wishes
+        )
+
+    async def _say(self, statement: str, name: str, word: Word, *options: object) -> list[Any]:
+        """Run a procedure that executes an operator's word, or resolves a hold."""
+        seconds = (RECEIPT_SECONDS, TOMBSTONE_SECONDS)
+        return await self._call(statement, name, word.id, word.not_after, *seconds, *options, *_columns(word.seen))
 
     async def _run(self, statement: str, *arguments: object) -> Any:
         """Run a statement on an idle session; open another one if all are at work."""
@@ -277,19 +336,30 @@ class PostgresStore:
                 self._idle.put_nowait(session)
 
     async def _call(self, statement: str, *arguments: object) -> list[Any]:
-        """Run a procedure. Returns its reply: integers, and None for what there isn't."""
-        row = await self._run(statement, self._patience, *arguments)
-        reply = [word and int(word) for word in row["reply"] or ()]
-        match row["outcome"]:
-            case "MISSING":
-                raise NoSuchCounter(str(arguments[0]), _deletion(*reply) if reply else None)
-            case "LOST":
-                raise StateLost(arguments[0])
-            case "STALE":
-                raise StoreRejected("a later batch of this worker was executed before this one")
-            case "LATE":
-                raise StoreUnavailable("the word came too late")
-        return reply
+        """Run a procedure about a counter. Returns its reply: words, and None for what there isn't."""
+        windows: dict[tuple[str, str], Window] = {}
+        while True:
+            calendar = [str(part) for rule, ends in windows.items() for part in (*rule, *ends)] or None
+            row = await self._run(statement, self._patience, calendar, *arguments)
+            reply = row["reply"] or []
+            match row["outcome"]:
+                case "OVER":  # a window of the calendar; asked again for the same one, time has gone on
+                    now, every, zone = reply
+                    windows[every, zone] = window(every, zone, int(now))
+                    continue
+                case "MISSING":
+                    raise NoSuchCounter(str(arguments[0]), _deletion(reply) if reply else None)
+                case "LOST":
+                    raise StateLost(arguments[0])
+                case "STALE":
+                    raise StoreRejected("a later batch of this worker was executed before this one")
+                case "LATE":
+                    raise StoreUnavailable("the word came too late")
+                case "NEVER":
+                    raise NoSuchNumber(arguments[0])
+                case "LEASED":
+                    raise NumberLeased("whether these numbers were given is known only once a lease is over")
+            return list(reply)
 
     async def _session(self) -> Session:
         """An idle session. Raises StoreUnavailable if none comes free in time; nothing was sent then."""
@@ -310,7 +380,7 @@ class PostgresStore:
             await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))
             with contextlib.suppress(StoreError):
                 await self.ready()
-                while await self._call(SWEEP, SWEEP_ROWS, SWEEP_SECONDS) != [0]:
+                while (await self._run(SWEEP, self._patience, SWEEP_ROWS, SWEEP_SECONDS))["reply"] != ["0"]:
                     pass
 
     async def _connect(self, link: int) -> Session:
@@ -342,10 +412,17 @@ class PostgresStore:
         return session
 
 
-def _columns(seen: Seen | None) -> tuple[int | None, ...]:
+def _columns(seen: Seen | None) -> tuple[Any, ...]:
     if seen is None:
-        return (None,) * 7
-    return seen.epoch, seen.revision, seen.issued, seen.limit, seen.most, seen.deleted, seen.moved
+        return (None,) * 8
+    more = None
+    if seen.each or seen.ends or seen.resolved or seen.every:
+        more = [str(seen.resolved), str(seen.each), seen.every, seen.zone, str(seen.ends)]
+    return seen.epoch, seen.revision, seen.issued, seen.limit, seen.most, seen.deleted, seen.moved, more
+
+
+def _wish(wish: Wish | None) -> tuple[str, str, str]:
+    return ("", "0", "") if wish is None else (wish.hold, str(wish.seconds), wish.claimant)
 
 
 def _numbers(runs: Sequence[Run]) -> list[str] | None:
@@ -353,39 +430,51 @@ def _numbers(runs: Sequence[Run]) -> list[str] | None:
     return [str(number) for run in runs for number in run] or None
 
 
-def _runs(numbers: Sequence[int]) -> list[Run]:
+def _integers(words: Sequence[str | None]) -> list[Any]:
+    return [word and int(word) for word in words]
+
+
+def _runs(numbers: Sequence[str]) -> list[Run]:
     """Runs from their first and last numbers."""
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
+    found = list(map(int, numbers))
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
-def _parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    """What a reply has after one another, each with its length before it."""
-    at = 0
-    while at < len(numbers):
-        first, at = at + 1, at + 1 + numbers[at]
-        yield numbers[first:at]
+def _parts(words: Sequence[str], at: int) -> Iterator[Sequence[str]]:
+    """What a reply has after one another, from there on, each with its length before it."""
+    while at < len(words):
+        first, at = at + 1, at + 1 + int(words[at])
+        yield words[first:at]
 
 
-def _replay(size: int, count: int, limit: int, admitted: int, *runs: int) -> Replay:
-    return Replay(size, count, limit, bool(admitted), tuple(_runs(runs)))
+def _replay(record: Sequence[str], more: bool) -> Replay:
+    """The record of a key, in which a hold and a claimant may come before the runs."""
+    size, count, limit, admitted = map(int, record[:4])
+    runs = tuple(_runs(record[7 if more else 4 :]))
+    hold, expires, claimant = record[4:7] if more else ("", "0", "")
+    return Replay(size, count, limit, admitted == 1, runs, hold, int(expires), admitted == 2, claimant)
 
 
-def _counter(
-    name: str,
-    epoch: int,
-    revision: int,
-    limit: int,
-    most: int,
-    count: int,
-    issued: int,
-    moved: int,
-    leased: int,
-    raised: int | None,
-) -> Counter:
-    return Counter(name, count, limit, epoch, False, revision, most, raised, issued, moved, leased)
+def _sale(
+    each: str, every: str, zone: str, ends: str, resolved: str, due: str, now: str, expired: str, *capped: str
+) -> dict[str, Any]:
+    """What a verdict tells of a counter with holds, give-backs, claimants or windows."""
+    numbers = {"each": each, "ends": ends, "resolved": resolved, "due": due, "now": now, "expired": expired}
+    words = {"every": every, "zone": zone, "capped": tuple(map(int, capped))}
+    return {**{name: int(number) for name, number in numbers.items()}, **words}
 
 
-def _deletion(epoch: int, revision: int) -> Seen:
+def _counter(name: str, told: Sequence[str | None]) -> Counter:
+    epoch, revision, limit, most, count, issued, moved, leased, raised = _integers(told[:9])
+    counter = (name, count, limit, epoch, False, revision, most, raised, issued, moved, leased)
+    if len(told) == 9:
+        return Counter(*counter)
+    each, every, zone, *rest = told[9:]
+    return Counter(*counter, int(each or 0), every or "", zone or "", *_integers(rest))
+
+
+def _deletion(reply: Sequence[str]) -> Seen:
+    epoch, revision = map(int, reply)
     return Seen(epoch, revision, 0, 0, deleted=True)
 
 

@@ -69,13 +69,12 @@ class Script:
         self.digest = hashlib.sha1(self.source).hexdigest()
 
 
-CLAIM, CLOCK = Script("claim", "quick", "counter", "holds"), Script("clock", "counter")
-PUT, DELETE, RESOLVE, GIVE_BACK, LOOK = (
-    Script(name, "counter", "holds") for name in ("put", "delete", "resolve", "give_back", "look")
+CLAIM, CLOCK, PUT, DELETE, RESOLVE, GIVE_BACK, LOOK = SCRIPTS = (
+    Script("claim", "quick", "counter", "holds"),
+    Script("clock", "counter"),
+    *(Script(name, "counter", "holds") for name in ("put", "delete", "resolve", "give_back", "look")),
 )
-SOURCES: dict[object, bytes] = {
-    script.digest: script.source for script in (CLAIM, CLOCK, PUT, DELETE, RESOLVE, GIVE_BACK, LOOK)
-}
+SOURCES: dict[object, bytes] = {script.digest: script.source for script in SCRIPTS}
 #: The place of a script's argument that has a window of the calendar at its end.
 WINDOW = 8
 
