@@ -154,8 +154,10 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
     if seen is None:
         return state, False
     if state is None or state.epoch < seen.epoch:
-        # Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
-        told = state.issued if state is not None and state.lost and not state.deleted else 0
+        # Of a counter that is lost the count is the highest that anybody has told, in whichever epoch. And a later
+        # epoch of no later revision was no reset of this one, but begun by somebody who knew nothing.
+        kept = state is not None and not state.deleted and (state.lost or state.revision >= seen.revision)
+        told = state.issued if state is not None and kept else 0
         more = State(seen.epoch, seen.revision, max(told, seen.issued), seen.limit, seen.most)
         more.deleted, more.moved = seen.deleted, seen.moved
         more.lost = state is not None and state.lost

@@ -78,6 +78,7 @@ MUTANTS = {
         "if (seen_epoch <= -base or seen_issued <= math.max(base, 0)) and not (seen_revision > 0 and revision == 0) then",
         "if true then",
     ),
+    "epoch begun in ignorance taken for a reset": Mutant(store.CLAIM, "(lost or revision >= seen_revision)", "lost"),
     "a loss not marked": Mutant(store.CLAIM, "lost = not raise\n      save()", "lost = not raise"),
     "tombstone forgotten": Mutant(store.DELETE, "lost, deleted = false, true", "lost, deleted, base = false, true, 0"),
     "raise does not lift": Mutant(

@@ -261,9 +261,13 @@ BEGIN
     RETURN state;
   ELSE
     IF state.epoch < seen_epoch THEN
-      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
+      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch. And a later epoch
+      -- of no later revision was no reset of this one, but begun by somebody who knew nothing.
       state.issued := CASE
-        WHEN state.lost AND state.deleted_until IS NULL THEN greatest(state.issued, seen_issued) ELSE seen_issued END;
+        WHEN (state.lost OR state.revision >= seen_revision) AND state.deleted_until IS NULL
+          THEN greatest(state.issued, seen_issued)
+        ELSE seen_issued
+      END;
       state.epoch := seen_epoch;
       state.moved := seen_moved;
       state.base := 0;

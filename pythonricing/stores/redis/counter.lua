@@ -155,8 +155,9 @@ if not settled then
     local seen_revision, seen_issued, seen_moved = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[7])
     local before = issued or 0
     if not epoch or epoch < seen_epoch then
-      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
-      issued = math.max(lost and not deleted and before or 0, seen_issued)
+      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch. And a later epoch of
+      -- no later revision was no reset of this one, but begun by somebody who knew nothing.
+      issued = math.max((lost or revision >= seen_revision) and not deleted and before or 0, seen_issued)
       epoch, revision, base, moved = seen_epoch, seen_revision, 0, seen_moved
       limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
     elseif epoch > seen_epoch then
