@@ -320,12 +320,14 @@ class Lane:
 
     def miss(self, error: NoSuchCounter) -> None:
         """There is no such counter: if it was deleted, remember that, or else forget the lane."""
-        worker = self._worker
+        worker, deletion = self._worker, error.seen
         self._halted = None
+        if deletion and self._seen and (deletion.epoch, deletion.revision) < (self._seen.epoch, self._seen.revision):
+            return  # an answer from before the counter came back; what was lent since is the new one's
         self.lease.drop()
         self._tell_leased()
-        if error.seen is not None:
-            self.see(error.seen)
+        if deletion is not None:
+            self.see(deletion)
         elif worker.lanes.get(self.name) is self and not self._waiting:
             del worker.lanes[self.name]
 

@@ -259,8 +259,13 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
     if seen is None:
         return state, False
     if state is None or state.epoch < seen.epoch:
-        # Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
-        told = state.issued if state is not None and state.lost and not state.deleted else 0
+        # Of a counter that is lost the count is the highest that anybody has told, in whichever epoch. And a later
+        # epoch of no later revision was no reset of this one, but a later window of it, or begun by somebody who knew
+        # nothing.
+        told = 0
+        if state is not None and not state.deleted:
+            later = 0 < state.ends <= seen.epoch
+            told = state.issued if state.lost or (state.revision >= seen.revision and not later) else 0
         more = State(seen.epoch, seen.revision, max(told, seen.issued), seen.limit, began=seen.epoch)
         _follow(more, seen)
         more.moved, more.resolved = seen.moved, seen.resolved

@@ -10,7 +10,15 @@ import pytest
 
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.journal import Journal
-from pythonricing.counting.model import Answer, StateLost, StoreRejected, StoreUnavailable, TooMany
+from pythonricing.counting.model import (
+    Answer,
+    NoSuchCounter,
+    StateLost,
+    StoreRejected,
+    StoreUnavailable,
+    TooMany,
+    Word,
+)
 from pythonricing.counting.rules import total
 from pythonricing.stores.memory import MemoryStore
 from tests.support import Recorder
@@ -528,3 +536,26 @@ async def test_a_reset_while_a_batch_is_on_its_way_frees_no_number_of_the_new_ep
     for counters in (worker, other):
         await counters.close()
     assert world.state().count == len(owned) + first - 2
+
+
+@scenario
+async def test_an_answer_from_before_a_counter_came_back_ends_no_lease_of_the_new_one(world: World) -> None:
+    worker = await world.worker()
+    await worker.put("seats", FAR)
+    deletion = await world.store.delete("seats", Word("d", 2**53))
+    read = world.store.read
+
+    async def late(*arguments: Any, **options: Any) -> Any:
+        raise NoSuchCounter("seats", deletion)  # asked before the counter came back, and answered after it
+
+    await worker.put("seats", FAR)
+    given = await world.busy(worker)
+    assert worker._lanes["seats"].lease.left
+    world.store.read = late  # type: ignore[method-assign]
+    with pytest.raises(NoSuchCounter):
+        await worker.read("seats")
+    world.store.read = read  # type: ignore[method-assign]
+    world.clock.now += 0.1
+    await world.returned()
+    assert world.state().count == len(given)
+    await worker.close()

@@ -78,6 +78,9 @@ MUTANTS = {
         "if known and not (seen_revision > 0 and revision == 0) then",
         "if true then",
     ),
+    "epoch begun in ignorance taken for a reset": Mutant(
+        store.CLAIM, "(lost or not later and revision >= seen_revision)", "lost"
+    ),
     "a loss not marked": Mutant(store.CLAIM, "if not over then\n        save()", "if not over then"),
     "tombstone forgotten": Mutant(store.DELETE, "lost, deleted = false, true", "lost, deleted, base = false, true, 0"),
     "raise does not lift": Mutant(

@@ -257,6 +257,13 @@ class Observer:
             known = self._caught_up(name, known, call.seen.epoch, call.seen.revision, look)
         if words[0] == b"LOST" or kind == "claim":
             known = self._caught_up(name, known, after.epoch, after.revision, after.look)
+        if (
+            self.losses
+            and before.epoch is not None
+            and before.epoch < (after.epoch or 0)
+            and self._superseded(before, after)
+        ):
+            known = known._replace(high=min(known.high, after.issued or 0))
         if kind == "claim":
             node = self._claimed(connection, name, call, known, before, after, words, arguments)
         else:
@@ -272,6 +279,10 @@ class Observer:
         elif call is not None and words == [b"OK"]:
             call.node = node
         return reply
+
+    def _superseded(self, before: State, after: State) -> bool:
+        """Whether an operator has spoken in the later epoch of a counter; that it began in ignorance can't be seen."""
+        return not before.lost and (before.revision or 0) < (after.revision or 0)
 
     def _caught_up(self, name: str, known: Ghost, epoch: int | None, revision: int | None, look: Look) -> Ghost:
         """What the data knows that shows an epoch and a revision, and looks like the change that made them.

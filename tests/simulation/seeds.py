@@ -23,6 +23,7 @@ FAILED_ONCE: tuple[int, ...] = (
     3100004529,
     3200003673,
     3300006446,
+    1795625917444,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.
@@ -42,6 +43,7 @@ NOTICED_AT: dict[str, int] = {
     "deletion executed however late": 153,
     "doubt at the end not told": 82,
     "doubt not told": 351,
+    "epoch begun in ignorance taken for a reset": 1795625917444,
     "every claim settled as one": 4,
     "free run given twice": 0,
     "free runs kept through a loss": 75,

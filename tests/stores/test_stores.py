@@ -704,6 +704,21 @@ def test_what_is_lost_is_the_highest_that_any_worker_tells_of_whatever_epoch(ope
     assert put(opened, 100)[0].issued == 7
 
 
+def test_an_older_epoch_that_comes_back_over_one_begun_in_ignorance_keeps_its_count(opened: Opened) -> None:
+    # Everything is lost, a worker that knew nothing begins an epoch, and a copy of the one before is restored over it.
+    begun = opened.claim(7, create=100).epoch + 1
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(begun, 0, 2, 100))
+    assert put(opened, 100)[0].issued == 7
+
+
+def test_an_older_epoch_that_comes_back_over_a_reset_does_not(opened: Opened) -> None:
+    reset = opened.claim(7, create=100).epoch + 1
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=Seen(reset, 1, 2, 100))
+    assert put(opened, 100)[0].issued == 2
+
+
 def test_setting_a_lost_counter_keeps_its_keys(opened: Opened) -> None:
     put(opened, 10)
     opened.claim(1, keys=["a"])

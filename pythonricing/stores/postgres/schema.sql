@@ -403,8 +403,10 @@ BEGIN
     follow := false;
   ELSE
     IF state.epoch < seen_epoch THEN
-      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
-      IF NOT state.lost OR state.deleted_until IS NOT NULL THEN
+      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch. And a later epoch
+      -- of no later revision was no reset of this one, but a later window, or begun by somebody who knew nothing.
+      IF state.deleted_until IS NOT NULL OR NOT (state.lost OR (state.revision >= seen_revision
+          AND NOT coalesce(state.ends > 0 AND state.ends <= seen_epoch, false))) THEN
         state.issued := seen_issued;
       END IF;
       state.epoch := seen_epoch;

@@ -313,8 +313,11 @@ if not settled then
     local seen_revision, seen_issued, seen_moved = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[7])
     local before = issued or 0
     if not epoch or epoch < seen_epoch then
-      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch.
-      issued = math.max(lost and not deleted and before or 0, seen_issued)
+      -- Of a counter that is lost the count is the highest that anybody has told, in whichever epoch. And a later epoch of
+      -- no later revision was no reset of this one, but a later window, or begun by somebody who knew nothing.
+      local later = sale and 0 < sale.ends and sale.ends <= seen_epoch
+      local kept = (lost or not later and revision >= seen_revision) and not deleted
+      issued = math.max(kept and before or 0, seen_issued)
       epoch, base, moved = seen_epoch, 0, seen_moved
       clear()
       follow()
