@@ -242,8 +242,9 @@ BEGIN
   IF seen_epoch IS NULL THEN
     RETURN NULL;
   ELSIF state.epoch > seen_epoch THEN
-    -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-    IF (seen_epoch <= -state.base OR seen_issued <= greatest(state.base, 0))
+    -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing. Whoever began it after a
+    -- deletion made the revision greater than all that they knew of.
+    IF (seen_epoch <= -state.base AND seen_revision < state.revision OR seen_issued <= greatest(state.base, 0))
         AND NOT (seen_revision > 0 AND state.revision = 0) THEN
       RETURN NULL;
     END IF;
