@@ -292,8 +292,10 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
             if state.revision < seen.revision:
                 _follow(more, seen)
             return more, True
-        # Begun without knowledge of what was seen; who has nothing to lose has lost nothing.
-        known = over or seen.epoch <= -state.base or seen.issued <= max(state.base, 0)
+        # Begun without knowledge of what was seen; who has nothing to lose has lost nothing. Whoever began it after a
+        # deletion made the revision greater than all that they knew of.
+        told_of = seen.epoch <= -state.base and seen.revision < state.revision
+        known = over or told_of or seen.issued <= max(state.base, 0)
         if known and not (seen.revision and not state.revision):
             return state, False
         if not state.revision and not seen.deleted:

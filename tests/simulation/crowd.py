@@ -48,6 +48,7 @@ def run_portion(seeds: range) -> Outcome:
                 rules = list(dict.fromkeys(objection.rule for objection in scene.history.objections))
                 objections[seed] = rules, str(scene.history.objections[0])
             del scene
+    gc.collect()  # what a history left that was still held by the next one
     return Outcome(len(seeds), claims, faults, objections)
 
 

@@ -84,6 +84,7 @@ class State(NamedTuple):
     moved: int = 0
     free: tuple[Run, ...] = ()
     leases: tuple[tuple[str, float, tuple[Run, ...]], ...] = ()
+    base: int = 0
 
     @property
     def taken(self) -> int | None:
@@ -138,6 +139,7 @@ def state_of(found: dict[bytes, bytes], clock: float) -> State:
         int(found.get(b"moved", 0)),
         free,
         tuple(sorted(leases)),
+        int(found.get(b"base", 0)),
     )
 
 
@@ -284,6 +286,16 @@ class Observer:
         """Whether an operator has spoken in the later epoch of a counter; that it began in ignorance can't be seen."""
         return not before.lost and (before.revision or 0) < (after.revision or 0)
 
+    def _began_after_less(self, call: Call, before: State) -> bool:
+        """Whether a counter was begun after a deletion of an epoch that went on, because the store had lost that.
+
+        Who began it did not know; once operators have spoken often enough in the new epoch, a revision doesn't tell.
+        """
+        seen, epoch, revision = call.seen, before.epoch or 0, before.revision or 0
+        return (
+            bool(self.losses) and seen is not None and seen.epoch == -before.base < epoch and seen.revision < revision
+        )
+
     def _caught_up(self, name: str, known: Ghost, epoch: int | None, revision: int | None, look: Look) -> Ghost:
         """What the data knows that shows an epoch and a revision, and looks like the change that made them.
 
@@ -358,6 +370,8 @@ class Observer:
     def _judge_worker(self, call: Call, known: Ghost, before: State, after: State) -> None:
         """A worker that knows more than the store has must notice."""
         worker, count = call.known, before.issued or 0
+        if self._began_after_less(call, before):
+            return
         fewer = worker.era == known.era and before.moves < worker.moved
         if (worker.era >= known.era and count < worker.high) or fewer:
             self._history.object(

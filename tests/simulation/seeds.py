@@ -24,6 +24,7 @@ FAILED_ONCE: tuple[int, ...] = (
     3200003673,
     3300006446,
     1795625917444,
+    4000001443,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.
@@ -41,6 +42,7 @@ NOTICED_AT: dict[str, int] = {
     "composition of a receipt ignored": 41,
     "count not compared": 34,
     "deletion executed however late": 153,
+    "deletion that knew of less believed": 4000001443,
     "doubt at the end not told": 82,
     "doubt not told": 351,
     "epoch begun in ignorance taken for a reset": 1795625917444,

@@ -719,6 +719,17 @@ def test_an_older_epoch_that_comes_back_over_a_reset_does_not(opened: Opened) ->
     assert put(opened, 100)[0].issued == 2
 
 
+def test_a_deletion_takes_no_account_of_what_was_said_after_it(opened: Opened) -> None:
+    epoch = put(opened, 10)[0].epoch
+    deletion = opened.run(opened.store.delete(opened.name, word()))
+    put(opened, 10)
+    # The store had lost the counter when it was deleted; one that remembered it went on, and that was lost too.
+    went_on = Seen(epoch, deletion.revision + 1, 7, 10)
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=went_on)
+    assert put(opened, 10)[0].issued == 7
+
+
 def test_setting_a_lost_counter_keeps_its_keys(opened: Opened) -> None:
     put(opened, 10)
     opened.claim(1, keys=["a"])
