@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,7 @@ import msgspec
 
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.journal import Journal
-from pythonricing.counting.model import DEFAULT, DEFAULT_LIMIT, NAME, Counter, NoSuchCounter
+from pythonricing.counting.model import DEFAULT, DEFAULT_LIMIT, NAME, BadRules, Counter, NoSuchCounter
 from pythonricing.serve.failure import Failure
 from pythonricing.serve.opening import opening
 from pythonricing.settings import MAX_COUNT, PREFIX
@@ -73,13 +74,28 @@ def list_(store: str | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(0, MAX_COUNT), required=True, help="How many numbers it has.")
 @click.option("--most", type=click.IntRange(1, MAX_COUNT), help="The largest claim.  [default: no bound]")
-def set_(name: str, limit: int, most: int | None, store: str | None, as_json: bool) -> None:
-    """Create the counter NAME, or change its limit and keep its count."""
+@click.option("--each", type=click.IntRange(1, MAX_COUNT), help="How many one claimant may own.  [default: no bound]")
+@click.option("--every", default="", help='"day", "week", "month", or "90s", "15m", "1h", "1d".  [default: for ever]')
+@click.option("--zone", default="", help="The time zone of days, weeks and months.  [default: UTC]")
+def set_(
+    name: str,
+    limit: int,
+    most: int | None,
+    each: int | None,
+    every: str,
+    zone: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Create the counter NAME, or change its limit and its rules and keep its count."""
     if not NAME.fullmatch(name):
         raise Failure(f"{name!r} is no name: 1 to 64 of the characters A-Z a-z 0-9 . _ -, and not . or ..")
 
     async def put(counters: Counters, settings: Settings) -> Counter:
-        return (await counters.put(name, limit, most or 0))[0]
+        try:
+            return (await counters.put(name, limit, most or 0, each or 0, every, zone))[0]
+        except BadRules as error:
+            raise Failure(str(error)) from None
 
     show(_change(name, store, put), as_json)
 
@@ -126,21 +142,38 @@ def show(counter: Counter, as_json: bool) -> None:
     """Print one counter."""
     view = CounterView.of(counter)
     halted = ", halted" if view.halted else f", {view.leased} of them leased" if view.leased else ""
-    click.echo(msgspec.json.encode(view) if as_json else f"{view.name}: {view.count} of {view.limit}{halted}")
+    line = f"{view.name}: {view.count} of {view.limit}{halted}{''.join(f', {word}' for word in rules(counter))}"
+    click.echo(msgspec.json.encode(view) if as_json else line)
+
+
+def rules(counter: Counter) -> list[str]:
+    """What there is to say of holds, claimants and renewal."""
+    said = [f"{counter.held:,} held"] if counter.held else []
+    said += [f"{counter.given_back:,} given back"] if counter.given_back else []
+    said += [f"{counter.each:,} for each"] if counter.each else []
+    if counter.ends:
+        renews = datetime.fromtimestamp(counter.ends // 1_000_000, UTC)
+        said.append(f"renews every {counter.every}, next at {renews:%Y-%m-%d %H:%M:%S} UTC")
+    return said
 
 
 def table(counters: Sequence[Counter]) -> str:
     """The counters below each other; in colour where they need attention, which click leaves out on a pipe."""
-    rows = [("COUNTER", "COUNT", "LIMIT", "LEFT", "")]
-    for view in map(CounterView.of, counters):
+    rows = [("COUNTER", "COUNT", "LIMIT", "LEFT", "", "")]
+    for counter in counters:
+        view = CounterView.of(counter)
         state = "LOST" if view.lost else "halted" if view.halted else ""
-        rows.append((view.name, f"{view.count:,}", f"{view.limit:,}", f"{view.remaining:,}", state))
+        rows.append(
+            (view.name, f"{view.count:,}", f"{view.limit:,}", f"{view.remaining:,}", state, ", ".join(rules(counter)))
+        )
     first, *rest = (max(map(len, column)) for column in zip(*rows, strict=True))
     colours = {"LOST": "red", "halted": "yellow"}
     lines = []
-    for name, *numbers, state in rows:
+    for name, *numbers, state, said in rows:
         cells = [name.ljust(first), *(number.rjust(width) for number, width in zip(numbers, rest, strict=False))]
         if state:
             cells.append(click.style(state, fg=colours.get(state), bold=True))
+        if said:
+            cells.append(said)
         lines.append("  ".join(cells))
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadtests.rig.cluster import wait_until
+from loadtests.rig.waiting import wait_until
 from tests.web.support import ADMIN, exchange, raw
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def test_a_hold_is_confirmed_in_part(api: Service, name: str) -> None:
 
 def test_an_expired_hold_is_gone(api: Service, name: str) -> None:
     path = held(api, name, "hold=1")
-    wait_until(lambda: state(api, name)["count"] == 0)
+    wait_until(lambda: state(api, name)["count"] == 0, "the hold to expire")
     for method in ("POST", "DELETE"):
         status, problem = api.get(path, method)
         assert (status, problem["type"]) == (410, "urn:pythonricing:hold-expired")
@@ -277,7 +277,7 @@ def test_a_counter_renews_and_says_when(api: Service, name: str) -> None:
 def test_a_window_of_a_second_is_renewed(api: Service, name: str) -> None:
     put(api, name, every="1s")
     assert api.get(f"/counters/{name}?n=10", "POST")[0] == 200
-    wait_until(lambda: api.get(f"/counters/{name}?n=10", "POST")[0] == 200)
+    wait_until(lambda: api.get(f"/counters/{name}?n=10", "POST")[0] == 200, "the next window")
 
 
 def test_no_hold_s_id_is_in_a_log_a_metric_or_a_page(api: Service, name: str) -> None:
@@ -285,7 +285,7 @@ def test_no_hold_s_id_is_in_a_log_a_metric_or_a_page(api: Service, name: str) ->
     api.get(f"/counters/{name}/holds/{ids[0]}", "POST")
     api.get(f"/counters/{name}/holds/{ids[1]}", "DELETE")
     api.get(f"/counters/{name}/holds/{ids[0]}", "DELETE")
-    wait_until(lambda: state(api, name)["count"] == 1)
+    wait_until(lambda: state(api, name)["count"] == 1, "a hold to expire")
     request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     shown = exchange(api, request)[2].decode() + json.dumps(state(api, name)) + api.output.read_text()
     assert name in shown
