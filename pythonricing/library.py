@@ -8,15 +8,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from pythonricing.counting.counters import Counters
-from pythonricing.counting.model import NAME, StoreURLError
+from pythonricing.counting.model import CLAIMANT, MAX_HOLD_SECONDS, MAX_NUMBERS, NAME, StoreURLError
 from pythonricing.settings import MAX_COUNT, NO_REPLICAS
 from pythonricing.stores import create_store
 from pythonricing.telemetry.claim_log import ClaimLog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
-    from pythonricing.counting.model import Answer, Counter
+    from pythonricing.counting.model import Answer, Counter, Resolution, Run
     from pythonricing.settings import OnLoss
 
 KEY = re.compile(r"[!-~]{1,255}")
@@ -71,7 +71,9 @@ class OpenCounters:
         self._counters = counters
         self.closed = False
 
-    async def claim(self, name: str, n: int = 1, *, key: str | None = None) -> Answer:
+    async def claim(
+        self, name: str, n: int = 1, *, key: str | None = None, hold: int = 0, claimant: str = ""
+    ) -> Answer:
         """Claim n of a counter's numbers, all or nothing.
 
         An admitted claim owns the numbers `request_count - n + 1` to `request_count`. Near the limit only scattered
@@ -80,15 +82,48 @@ class OpenCounters:
         The same `key` (1 to 255 visible ASCII characters, for one claim only) gets the first answer again: an admission
         for 24 hours, a refusal for a minute.
 
-        Raises NoSuchCounter (but `default` is made by itself), KeyReused for a key of a claim with another n, TooMany
-        for an n above the counter's largest claim. After StoreUnavailable, and if the claim was cancelled, whether it
-        was counted is not known: the same key finds out.
+        With `hold` the numbers go back after so many seconds (1 to 86,400) unless the answer's `hold` is confirmed. On
+        a counter with a limit for each, and only there, `claimant` (1 to 128 visible ASCII characters) says who claims;
+        a refusal is `capped` where it is that limit that refused it. Either way n is at most 1,024.
+
+        Raises ClaimantMissing and ClaimantUnwanted, NoSuchCounter (but `default` is made by itself), KeyReused for a
+        key of a claim with another n, TooMany for an n above the counter's largest claim. After StoreUnavailable, and
+        if the claim was cancelled, whether it was counted is not known: the same key finds out.
         """
         if not 1 <= operator.index(n) <= MAX_COUNT:
             raise ValueError(f"n must be a whole number from 1 to {MAX_COUNT}")
         if key is not None and not KEY.fullmatch(key):
             raise ValueError("a key must be 1 to 255 visible ASCII characters")
-        return await self._for(name).claim(name, n, key)
+        if hold and not 1 <= operator.index(hold) <= MAX_HOLD_SECONDS:
+            raise ValueError(f"hold must be a whole number of seconds from 1 to {MAX_HOLD_SECONDS}, or 0")
+        if claimant and not CLAIMANT.fullmatch(claimant):
+            raise ValueError("a claimant must be 1 to 128 visible ASCII characters")
+        if (hold or claimant) and n > MAX_NUMBERS:
+            raise ValueError(f"a claim with hold or claimant takes at most {MAX_NUMBERS}")
+        return await self._for(name).claim(name, n, key, hold=hold, claimant=claimant)
+
+    async def confirm(self, name: str, hold: str, n: int | None = None) -> Resolution:
+        """Make a hold's numbers, or the first n of them, its claimant's for good; the others go back.
+
+        Again it returns the same, for 24 hours. Raises NoSuchHold, NoSuchCounter, HoldExpired, HoldResolved if it was
+        resolved in another way, TooMany if the hold has fewer than n.
+        """
+        if n is not None and not 1 <= operator.index(n) <= MAX_COUNT:
+            raise ValueError(f"n must be a whole number from 1 to {MAX_COUNT}, or None")
+        return (await self._for(name).confirm(name, hold, n))[0]
+
+    async def release(self, name: str, hold: str) -> Resolution:
+        """Give a hold's numbers back. Again it returns the same. Raises as `confirm` does."""
+        return (await self._for(name).release(name, hold))[0]
+
+    async def give_back(self, name: str, runs: Sequence[Run]) -> int:
+        """Give back numbers that somebody owns, as runs of a first and a last one, which lie apart, all or nothing.
+
+        Returns how many had not been before. Raises NoSuchNumber, NoSuchCounter, and TooMany for more than 1,024.
+        """
+        if not all(1 <= operator.index(first) <= operator.index(last) for first, last in runs):
+            raise ValueError("a run is a first and a last number, from 1 and not backwards")
+        return (await self._for(name).give_back(name, runs))[0]
 
     async def read(self, name: str) -> Counter:
         """The counter as the store has it; never counts. Raises NoSuchCounter."""
@@ -98,15 +133,29 @@ class OpenCounters:
         """Create a counter or set its limit, as a program does when it starts: what was lost stays lost until `put`."""
         return await self._for(name, limit).configure(name, limit)
 
-    async def put(self, name: str, limit: int, *, most: int | None = None) -> Counter:
-        """Create a counter, or change its limit and its largest claim (None: no bound) and keep its count.
+    async def put(
+        self,
+        name: str,
+        limit: int,
+        *,
+        most: int | None = None,
+        each: int | None = None,
+        every: str = "",
+        zone: str = "",
+    ) -> Counter:
+        """Create a counter, or change its limit and its rules and keep its count.
+
+        `most` is the largest claim and `each` how many one claimant may have (None: no bound). `every` is how it renews
+        ("": not at all): "90s", "15m", "1h", "1d", or "day", "week", "month" of a time `zone`. Raises BadRules.
 
         It is an operator's word and ends a loss, but raises StateLost if it is the first to notice it. After
         StoreUnavailable it may have taken effect, but will not any more.
         """
         if most is not None and not 1 <= operator.index(most) <= MAX_COUNT:
             raise ValueError(f"most must be a whole number from 1 to {MAX_COUNT}, or None")
-        counter, _ = await self._for(name, limit).put(name, limit, most or 0)
+        if each is not None and not 1 <= operator.index(each) <= MAX_COUNT:
+            raise ValueError(f"each must be a whole number from 1 to {MAX_COUNT}, or None")
+        counter, _ = await self._for(name, limit).put(name, limit, most or 0, each or 0, every, zone)
         return counter
 
     async def reset(self, name: str) -> Counter:

@@ -173,7 +173,11 @@ class Counters:
     async def browse(self, limit: int, after: str = "") -> list[Counter]:
         """The first `limit` counters by name after `after`, as the store has them. Raises StoreUnavailable."""
         async with self._answered():
-            return await self._store.browse(limit, after)
+            counters = await self._store.browse(limit, after)
+        for counter in counters:
+            if counter.expired:
+                self._journal.expired(counter.name, counter.expired)
+        return counters
 
     async def check(self) -> Condition:
         """Whether claims can be served at all, and which can't. Raises StoreUnavailable; StateLost if `default` is."""

@@ -573,7 +573,7 @@ class Lane:
                         self._again.append(claim)
                         continue
                     refused += 1
-            if not answer.admitted and (verdict.ends or verdict.due):
+            if not answer.admitted and (answer.capped or verdict.ends or verdict.due):
                 answer = _when(answer, verdict)
             if not given_up:
                 future.set_result(answer)
@@ -620,7 +620,9 @@ class Lane:
 
 
 def _when(refusal: Answer, verdict: Verdict) -> Answer:
-    """A refusal with when waiting may help."""
+    """A refusal with when waiting may help, and how many one claimant may have."""
     resets = max(0.001, (verdict.ends - verdict.now) / 1e6) if verdict.ends else 0.0
     due = max(0.001, verdict.due - verdict.now / 1e6) if verdict.due else 0.0
-    return msgspec.structs.replace(refusal, resets=resets, retry_after=min(filter(None, (resets, due)), default=0.0))
+    again = min(filter(None, (resets, due)), default=0.0)
+    each = verdict.each if refusal.capped else 0
+    return msgspec.structs.replace(refusal, each=each, resets=resets, retry_after=again)

@@ -82,8 +82,10 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     #: The id of its hold, and the Unix second at which that expires by the store's clock.
     hold: str = ""
     expires: int = 0
-    #: Whether it is refused because of what its claimant has, and not because too many are taken.
+    #: Whether it is refused because of what its claimant has, and not because too many are taken; and then how many
+    #: one claimant may have.
     capped: bool = False
+    each: int = 0
     #: Of a refusal, seconds until the counter renews, and until waiting may help, be it for that or for a hold to
     #: expire; 0: never.
     resets: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ import msgspec
 
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.journal import Journal
-from pythonricing.counting.model import DEFAULT, DEFAULT_LIMIT, NAME, Counter, NoSuchCounter
+from pythonricing.counting.model import DEFAULT, DEFAULT_LIMIT, NAME, BadRules, Counter, NoSuchCounter
 from pythonricing.serve.failure import Failure
 from pythonricing.serve.opening import opening
 from pythonricing.settings import MAX_COUNT, PREFIX
@@ -75,13 +76,28 @@ def list_(store: str | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(0, MAX_COUNT), required=True, help="How many numbers it has.")
 @click.option("--most", type=click.IntRange(1, MAX_COUNT), help="The largest claim.  [default: no bound]")
-def set_(name: str, limit: int, most: int | None, store: str | None, as_json: bool) -> None:
-    """Create the counter NAME, or change its limit and keep its count."""
+@click.option("--each", type=click.IntRange(1, MAX_COUNT), help="How many one claimant may own.  [default: no bound]")
+@click.option("--every", default="", help='"day", "week", "month", or "90s", "15m", "1h", "1d".  [default: for ever]')
+@click.option("--zone", default="", help="The time zone of days, weeks and months.  [default: UTC]")
+def set_(
+    name: str,
+    limit: int,
+    most: int | None,
+    each: int | None,
+    every: str,
+    zone: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Create the counter NAME, or change its limit and its rules and keep its count."""
     if not NAME.fullmatch(name):
         raise Failure(f"{name!r} is no name: 1 to 64 of the characters A-Z a-z 0-9 . _ -, and not . or ..")
 
     async def put(counters: Counters, settings: Settings) -> Counter:
-        return (await counters.put(name, limit, most or 0))[0]
+        try:
+            return (await counters.put(name, limit, most or 0, each or 0, every, zone))[0]
+        except BadRules as error:
+            raise Failure(str(error)) from None
 
     show(_change(name, store, put), as_json)
 
@@ -128,24 +144,43 @@ def show(counter: Counter, as_json: bool) -> None:
     """Print one counter."""
     view = CounterView.of(counter)
     halted = ", halted" if view.halted else f", {view.leased} of them leased" if view.leased else ""
-    click.echo(msgspec.json.encode(view) if as_json else f"{view.name}: {view.count} of {view.limit}{halted}")
+    line = f"{view.name}: {view.count} of {view.limit}{halted}{''.join(f', {word}' for word in rules(counter))}"
+    click.echo(msgspec.json.encode(view) if as_json else line)
+
+
+def rules(counter: Counter) -> list[str]:
+    """What there is to say of holds, claimants and renewal."""
+    said = [f"{counter.held:,} held"] if counter.held else []
+    said += [f"{counter.given_back:,} given back"] if counter.given_back else []
+    said += [f"{counter.each:,} for each"] if counter.each else []
+    if counter.ends:
+        renews = datetime.fromtimestamp(counter.ends // 1_000_000, UTC)
+        said.append(f"renews every {counter.every}, next at {renews:%Y-%m-%d %H:%M:%S} UTC")
+    return said
 
 
 def table(counters: Sequence[Counter]) -> str:
     """The counters below each other; in colour where they need attention, which click leaves out on a pipe."""
-    rows = [("COUNTER", "COUNT", "LIMIT", "LEFT", "")]
-    for view in map(CounterView.of, counters):
+    rows = [("COUNTER", "COUNT", "LIMIT", "LEFT", "", "")]
+    for counter in counters:
+        view = CounterView.of(counter)
         state = "LOST" if view.lost else "halted" if view.halted else ""
-        rows.append((view.name, f"{view.count:,}", f"{view.limit:,}", f"{view.remaining:,}", state))
+        said = ", ".join(rules(counter))
+        rows.append((view.name, f"{view.count:,}", f"{view.limit:,}", f"{view.remaining:,}", state, said))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if sys.stdout.isatty() and sum(widths) + 2 * (len(widths) - 1) > shutil.get_terminal_size().columns:
         # Names stay whole, as in `watch`.
-        told = ((name, f"{count} of {limit}, {left} left", state) for name, count, limit, left, state in rows[1:])
-        return "\n".join(f"{name}\n  {numbers}{_styled(state, ', ')}" for name, numbers, state in told)
+        told = (
+            (name, f"{count} of {limit}, {left} left", state, said)
+            for name, count, limit, left, state, said in rows[1:]
+        )
+        return "\n".join(
+            f"{name}\n  {numbers}{_styled(state, ', ')}{said and ', ' + said}" for name, numbers, state, said in told
+        )
     lines = []
-    for name, *numbers, state in rows:
+    for name, *numbers, state, said in rows:
         cells = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=False))
-        lines.append("  ".join([name.ljust(widths[0]), *cells]) + _styled(state, "  "))
+        lines.append("  ".join([name.ljust(widths[0]), *cells]) + _styled(state, "  ") + (said and f"  {said}"))
     return "\n".join(lines)
 
 

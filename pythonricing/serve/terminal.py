@@ -276,7 +276,8 @@ def _state(counter: Shown) -> str:
 
 def _words(counter: Shown) -> str:
     words = {"lost": "STATE LOST", "halted": "HALTED", "open": "open"}[_state(counter)]
-    return f"{words}, {counter.leased:,} leased" if counter.leased else words
+    words += f", {counter.leased:,} leased" if counter.leased else ""
+    return words + (f", {counter.held:,} held" if counter.held else "")
 
 
 def _style(counter: Shown) -> str:

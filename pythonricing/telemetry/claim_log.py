@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from pythonricing.counting.journal import Journal
+from pythonricing.counting.rules import total
 from pythonricing.telemetry.lines import ClaimLines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pythonricing.counting.model import Run, Seen
+    from pythonricing.counting.model import Resolution, Run, Seen
     from pythonricing.telemetry.writer import Writer
 
 #: Lines of claims are written once there are so many, or so many seconds after the last ones.
@@ -107,6 +108,23 @@ class ClaimLog(Journal):
             logger.bind(counter=name, orphaned=number, n=size, **more).warning(
                 "{}: {} of {} was admitted, but nobody waits for it any more", name, number, limit
             )
+
+    def resolved(self, name: str, limit: int, resolution: Resolution) -> None:
+        if self._requests:
+            told = {"confirmed": total(resolution.numbers), "released": resolution.size - total(resolution.numbers)}
+            told = {outcome: numbers for outcome, numbers in told.items() if numbers}
+            words = " and ".join(f"{numbers} {outcome}" for outcome, numbers in told.items())
+            logger.bind(counter=name, numbers=resolution.numbers, **told).info("{}: of a hold, {}", name, words)
+
+    def given_back(self, name: str, runs: Sequence[Run], numbers: int) -> None:
+        logger.bind(counter=name, given_back=numbers, numbers=list(runs)).info(
+            "{}: an operator gave {} numbers back", name, numbers
+        )
+
+    def expired(self, name: str, numbers: int) -> None:
+        logger.bind(counter=name, expired=numbers).info(
+            "{}: {} numbers went back as their holds expired", name, numbers
+        )
 
     def in_doubt(self, name: str, claims: int) -> None:
         logger.bind(counter=name, in_doubt=claims).error(

@@ -49,6 +49,10 @@ class Shown(msgspec.Struct):
     refused: int
     #: How many of the count are out on leases.
     leased: int = 0
+    #: How many of the count are on holds.
+    held: int = 0
+    #: When it renews, in milliseconds since 1970 by the store's clock; 0: never.
+    renews: int = 0
 
 
 class Event(msgspec.Struct):
@@ -190,7 +194,7 @@ class Feed:
             counted = claims.get(each.name, {})
             self._shown[each.name] = Shown(
                 *(each.name, each.count, each.limit, each.epoch, each.lost),
-                *(counted.get("admitted", 0), counted.get("refused", 0), each.leased),
+                *(counted.get("admitted", 0), counted.get("refused", 0), each.leased, each.held, each.ends // 1000),
             )
         changed = [shown for name, shown in self._shown.items() if before.get(name) != shown]
         return changed, [name for name in before if name not in self._shown]

@@ -92,6 +92,9 @@ class Metrics(Journal):
             multiprocess_mode="livesum",
             **named,
         )
+        self._expired = Counter(
+            "numbers_expired", "Numbers that went back because their holds had expired.", ["counter"], **named
+        )
         self._reconnects = Counter("store_reconnects", "Connections to the store made again.", **named)
         self._dropped = Counter(
             "log_lines_dropped", "Log lines dropped: their reader was too slow, or they could not be written.", **named
@@ -162,6 +165,9 @@ class Metrics(Journal):
 
     def refused(self, name: str, claims: int) -> None:
         self._count(name, "refused", claims)
+
+    def expired(self, name: str, numbers: int) -> None:
+        self._expired.labels(name if name in self._labels else OTHER).inc(numbers)
 
     def unavailable(self, name: str, claims: int) -> None:
         self._count(name, "unavailable", claims)
@@ -282,16 +288,20 @@ class Gauges:
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("pythonricing_store_up", "Whether the store answers.", value=self._state is not None)
-        taken, limit, lost = (
+        taken, limit, held, given_back, lost = (
             GaugeMetricFamily(f"pythonricing_{name}", text, labels=["counter"])
             for name, text in (
                 ("numbers_taken", "Numbers of a counter that are taken."),
                 ("numbers_limit", "Numbers that a counter has."),
+                ("numbers_held", "Numbers of a counter that are on holds."),
+                ("numbers_given_back", "Numbers of a counter that went back, in whatever way, in its epoch."),
                 ("state_lost", "Whether the store has lost what a counter had counted."),
             )
         )
         for counter in self._state or ():
             taken.add_metric([counter.name], counter.count)
             limit.add_metric([counter.name], counter.limit)
+            held.add_metric([counter.name], counter.held)
+            given_back.add_metric([counter.name], counter.given_back)
             lost.add_metric([counter.name], counter.lost)
-        yield from (taken, limit, lost)
+        yield from (taken, limit, held, given_back, lost)

@@ -90,7 +90,7 @@ class ByMethod:
     """
 
     def __init__(self, methods: Mapping[str, ASGIApp]) -> None:
-        self._methods = {"HEAD": methods["GET"], **methods}
+        self._methods = {**({"HEAD": methods["GET"]} if "GET" in methods else {}), **methods}
         self._allow = {"allow": ", ".join(sorted([*self._methods, "OPTIONS"]))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
 
-from pythonricing.counting.model import DEFAULT, NAME, NoSuchCounter
-from pythonricing.settings import MAX_COUNT
+from pythonricing.counting.model import CLAIMANT, DEFAULT, MAX_HOLD_SECONDS, MAX_NUMBERS, NAME, NoSuchCounter
 from pythonricing.web import problems, ratelimit
-from pythonricing.web.problems import Problem
-from pythonricing.web.receive import gone, values
+from pythonricing.web.problems import Problem, Run
+from pythonricing.web.receive import check_origin, gone, size, values
 from pythonricing.web.responses import encode
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ MAX_REFUSALS = 1024
 #: Those without one are tried before, which is 1.5 us less.
 KEY = re.compile(rb'[!#-~][!-~]{0,254}|"[!#-\[\]-~]{1,255}"|"(?:[!#-\[\]-~]|\\["\\]){1,255}"')
 ESCAPED = re.compile(rb"\\(.)")
-SIZE = re.compile(r"[0-9]{1,16}")
+SECONDS = re.compile(r"[0-9]{1,5}")
 
 _NO_STORE = (b"cache-control", b"no-store")
 _JSON = (b"content-type", b"application/json")
@@ -37,10 +38,6 @@ _PROBLEM = (b"content-type", problems.MEDIA_TYPE.encode())
 _CLAIM_HEADERS = frozenset(
     (b"idempotency-key", b"content-length", b"transfer-encoding", b"sec-fetch-site", b"sec-purpose", b"purpose")
 )
-
-
-Number = Annotated[int, Meta(extra_json_schema={"format": "int64"})]
-Run = Annotated[tuple[Number, ...], Meta(min_length=2, max_length=2)]
 
 
 class Claimed(msgspec.Struct):
@@ -58,16 +55,30 @@ class Claimed(msgspec.Struct):
         ]
         | msgspec.UnsetType
     ) = msgspec.UNSET
+    hold: (
+        Annotated[
+            str,
+            Meta(description="Only of a claim with `hold`: the id that confirms it or gives it back; keep it secret"),
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    expires: (
+        Annotated[
+            datetime,
+            Meta(tz=True, description="When a hold's numbers go back unless it is confirmed, by the store's clock"),
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
 class Claim:
-    """`GET /`, `POST /`, `POST /counters/{name}?n=1`."""
+    """`GET /`, `POST /`, `POST /counters/{name}?n=1&hold=600&for=alice`."""
 
     def __init__(self, parts: Parts) -> None:
         self._claim = parts.counters.claim
         self._bodies = parts.bodies
         self._allowed_origins = parts.allowed_origins
-        self._refusals: dict[tuple[str, int, int, int], tuple[bytes, list[tuple[bytes, bytes]]]] = {}
+        self._refusals: dict[tuple[str, int, int, int, int, int, int], tuple[bytes, list[tuple[bytes, bytes]]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.answer(scope, receive, send, scope["path_params"].get("name", DEFAULT))
@@ -77,7 +88,8 @@ class Claim:
         try:
             if name != DEFAULT and not NAME.fullmatch(name):
                 raise NoSuchCounter(name)
-            size = _size(scope["query_string"]) if scope["query_string"] else 1
+            query = scope["query_string"]
+            n, hold, claimant = _asked(query) if query else (1, 0, "")
             key = None
             for header, value in scope["headers"]:
                 if header in _CLAIM_HEADERS:
@@ -90,7 +102,7 @@ class Claim:
                         key = _key(value)
                     elif header == b"sec-fetch-site":
                         if value == b"cross-site":
-                            self._check_origin(scope)
+                            check_origin(scope, self._allowed_origins)
                     elif header.endswith(b"purpose"):
                         if b"prefetch" in value.lower():
                             raise Problem(403, "Forbidden", "a prefetch may not claim; nothing was counted")
@@ -98,38 +110,43 @@ class Claim:
                         raise problems.unprocessable(
                             "a claim has no body: how many numbers it claims is n in the query"
                         )
-            answer = await self._claim(name, size, key, partial(gone, receive))
+            if hold or claimant:
+                claiming = self._claim(name, n, key, partial(gone, receive), hold=hold, claimant=claimant)
+            else:
+                claiming = self._claim(name, n, key, partial(gone, receive))
+            answer = await claiming
             if answer.admitted:
                 claimed = Claimed(answer.request_count, answer.limit)
                 if answer.numbers:
                     claimed.numbers = answer.numbers
+                if answer.hold:
+                    claimed.hold, claimed.expires = answer.hold, datetime.fromtimestamp(answer.expires, UTC)
                 status, body = 200, encode(claimed)
                 headers = [_JSON, _NO_STORE, (b"content-length", b"%d" % len(body))]
             else:
-                status, (body, headers) = 429, self._refusal(name, size, answer)
+                status, (body, headers) = 429, self._refusal(name, n, answer)
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
         except Exception as error:
             await problems.answer(error, name)(scope, receive, send)
 
-    def _check_origin(self, scope: Scope) -> None:
-        """Raises Problem unless the page of another site that a browser claims for is of an allowed origin."""
-        origins = [value.decode("latin-1") for header, value in scope["headers"] if header == b"origin"]
-        if len(origins) != 1 or origins[0] not in self._allowed_origins:
-            raise Problem(403, "Forbidden", "a page of another site may not claim here; nothing was counted")
-
-    def _refusal(self, name: str, size: int, answer: Answer) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    def _refusal(self, name: str, n: int, answer: Answer) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         """A refusal's body and headers, made once for as long as the same is refused: a sold-out sale is the busiest.
 
-        Without Retry-After: clients that obey it would come for ever.
+        With Retry-After only where waiting can help: else clients that obey it would come for ever.
         """
-        key = (name, size, answer.request_count, answer.limit)
+        resets, again = ceil(answer.resets), ceil(answer.retry_after)
+        if n > answer.limit or (answer.capped and n > answer.each):
+            again = 0
+        key = (name, n, answer.request_count, answer.limit, answer.each, resets, again)
         refusal = self._refusals.get(key)
         if refusal is None:
             if len(self._refusals) >= MAX_REFUSALS:
                 self._refusals.clear()
-            body = encode(problems.halted(*key))
-            left = ratelimit.fields(answer.limit, max(0, answer.limit - answer.request_count))
+            body = encode(problems.halted(*key[:5]))
+            left = ratelimit.fields(answer.limit, max(0, answer.limit - answer.request_count), answer.each, resets)
+            if again:
+                left["retry-after"] = str(again)
             fields = [(field.encode(), value.encode()) for field, value in left.items()]
             headers = [_PROBLEM, _NO_STORE, (b"content-length", b"%d" % len(body)), *fields]
             refusal = self._refusals[key] = (body, headers)
@@ -143,9 +160,16 @@ def _key(value: bytes) -> str:
     return value.decode("ascii")
 
 
-def _size(query: bytes) -> int:
-    """The `n` of a claim's query string."""
-    n = values(query, "n").get("n", "1")
-    if not SIZE.fullmatch(n) or not 1 <= int(n) <= MAX_COUNT:
-        raise problems.unprocessable(f"n must be one whole number from 1 to {MAX_COUNT}")
-    return int(n)
+def _asked(query: bytes) -> tuple[int, int, str]:
+    """What a claim's query string asks for: how many numbers, for how many seconds (0: for good), and for whom."""
+    asked = values(query, "n", "hold", "for")
+    n, hold, claimant = size(asked.get("n", "1")), 0, asked.get("for", "")
+    if "hold" in asked:
+        if not SECONDS.fullmatch(asked["hold"]) or not 1 <= int(asked["hold"]) <= MAX_HOLD_SECONDS:
+            raise problems.unprocessable(f"hold must be one whole number of seconds from 1 to {MAX_HOLD_SECONDS}")
+        hold = int(asked["hold"])
+    if "for" in asked and not CLAIMANT.fullmatch(claimant):
+        raise problems.unprocessable("for must be 1 to 128 visible ASCII characters")
+    if n > MAX_NUMBERS and (hold or claimant):
+        raise problems.unprocessable(f"a claim with hold or for takes at most {MAX_NUMBERS}")
+    return n, hold, claimant

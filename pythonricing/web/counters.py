@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 import re
+from datetime import UTC, datetime
+from math import ceil
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -48,14 +50,40 @@ class CounterView(msgspec.Struct):
     ]
     #: The largest claim, if it has a bound.
     most: int | msgspec.UnsetType = msgspec.UNSET
+    held: (
+        Annotated[int, Meta(description="How many of `count` are on holds, if any: they may go back")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    given_back: (
+        Annotated[int, Meta(description="How many numbers went back, if any: so many may be given above `limit`")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    each: (
+        Annotated[int, Meta(description="How many one claimant may have, where there is a limit for each")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    every: Annotated[str, Meta(description="How it renews, where it does")] | msgspec.UnsetType = msgspec.UNSET
+    zone: Annotated[str, Meta(description="In which time zone it renews, if not in UTC")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    renews: (
+        Annotated[datetime, Meta(tz=True, description="When its count starts over, by the store's clock")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
     #: In a list only: its store has lost what it had counted.
     lost: bool | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def of(cls, counter: Counter) -> CounterView:
         remaining = max(0, counter.limit - counter.count)
-        most, lost = counter.most or msgspec.UNSET, counter.lost or msgspec.UNSET
-        return cls(counter.name, counter.count, counter.limit, remaining, remaining == 0, counter.leased, most, lost)
+        unset = msgspec.UNSET
+        return cls(
+            *(counter.name, counter.count, counter.limit, remaining, remaining == 0, counter.leased),
+            *(counter.most or unset, counter.held or unset, counter.given_back or unset, counter.each or unset),
+            *(counter.every or unset, counter.zone or unset),
+            datetime.fromtimestamp(counter.ends // 1_000_000, UTC) if counter.ends else unset,
+            counter.lost or unset,
+        )
 
 
 class CounterList(msgspec.Struct):
@@ -72,15 +100,33 @@ class CounterList(msgspec.Struct):
 
 
 class CounterChange(msgspec.Struct, forbid_unknown_fields=True):
-    """What PUT takes: the limit, and the largest claim (without it, a claim may be as large as the limit)."""
+    """What PUT takes: the limit and the rules. What is left out, the counter doesn't have, or no longer."""
 
     limit: Limit
-    most: Annotated[int, Meta(ge=1, le=MAX_COUNT)] | msgspec.UnsetType = msgspec.UNSET
+    most: Annotated[int, Meta(ge=1, le=MAX_COUNT, description="The largest claim")] | msgspec.UnsetType = msgspec.UNSET
+    each: (
+        Annotated[int, Meta(ge=1, le=MAX_COUNT, description="How many one claimant may have; at most `limit`")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    every: (
+        Annotated[
+            str,
+            Meta(
+                description="How it renews: each day, week or month of `zone`, or after seconds to days, at most 366d",
+                extra_json_schema={"pattern": "^(?:day|week|month|[1-9][0-9]{0,8}[smhd])$", "examples": ["day", "15m"]},
+            ),
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    zone: (
+        Annotated[str, Meta(description="A time zone of the IANA, for days, weeks and months; without it UTC")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
 async def list_(request: Request) -> Response:
     parts = Parts.of(request)
-    _authorize(request, parts.admin_token)
+    authorize(request, parts.admin_token)
     asked = values(request.scope["query_string"], "after", "limit")
     after, limit = asked.get("after", ""), asked.get("limit", str(PAGE))
     if after and not NAME.fullmatch(after):
@@ -91,13 +137,13 @@ async def list_(request: Request) -> Response:
 
 
 async def read(request: Request) -> Response:
-    counter = await Parts.of(request).counters.read(_existing(request))
+    counter = await Parts.of(request).counters.read(existing(request))
     return _shown(counter)
 
 
 async def put(request: Request) -> Response:
     parts = Parts.of(request)
-    _authorize(request, parts.admin_token)
+    authorize(request, parts.admin_token)
     name: str = request.path_params["name"]
     if not NAME.fullmatch(name):
         raise unprocessable("a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -, and not . or ..")
@@ -106,7 +152,11 @@ async def put(request: Request) -> Response:
         change = msgspec.json.decode(body, type=CounterChange)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise unprocessable(f'the body must be like {{"limit": 500}}: {error}') from None
-    counter, created = await parts.counters.put(name, change.limit, change.most or 0)
+    if change.every == "":
+        raise unprocessable("every is left out where a counter doesn't renew")
+    counter, created = await parts.counters.put(
+        name, change.limit, change.most or 0, change.each or 0, change.every or "", change.zone or ""
+    )
     answer = _shown(counter, 201 if created else 200)
     if created:
         answer.headers["location"] = request.url.path
@@ -115,17 +165,18 @@ async def put(request: Request) -> Response:
 
 async def delete(request: Request) -> Response:
     parts = Parts.of(request)
-    _authorize(request, parts.admin_token)
-    await parts.counters.delete(_existing(request))
+    authorize(request, parts.admin_token)
+    await parts.counters.delete(existing(request))
     return Response(status_code=204, headers=NO_STORE)
 
 
 def _shown(counter: Counter, status: int = 200) -> Response:
     view = CounterView.of(counter)
-    return JSON(view, status, ratelimit.fields(view.limit, view.remaining))
+    resets = max(1, ceil((counter.ends - counter.now) / 1e6)) if counter.ends else 0
+    return JSON(view, status, ratelimit.fields(view.limit, view.remaining, counter.each, resets))
 
 
-def _existing(request: Request) -> str:
+def existing(request: Request) -> str:
     """The counter's name, which `/` doesn't say. Raises NoSuchCounter for what can't be one."""
     name: str = request.path_params.get("name", DEFAULT)
     if not NAME.fullmatch(name):
@@ -133,7 +184,7 @@ def _existing(request: Request) -> str:
     return name
 
 
-def _authorize(request: Request, admin_token: str | None) -> None:
+def authorize(request: Request, admin_token: str | None) -> None:
     """Raises Problem unless the request brings the admin token."""
     if admin_token is None:
         raise Problem(403, "Forbidden", "no admin token is configured: counters can't be changed or listed over HTTP")

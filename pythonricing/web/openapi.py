@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from pythonricing.counting.model import NAME
+from pythonricing.counting.model import CLAIMANT, MAX_HOLD_SECONDS, NAME
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web.claim import KEY, Claim, Claimed
 from pythonricing.web.counters import MAX_PAGE, PAGE, CounterChange, CounterList, CounterView
+from pythonricing.web.holds import HOLD as HOLD_ID
+from pythonricing.web.holds import NUMBERS as NUMBER_RUN
+from pythonricing.web.holds import GivenBack, Hold
 from pythonricing.web.probes import Health
-from pythonricing.web.problems import MEDIA_TYPE, Halted, ProblemDetails
+from pythonricing.web.problems import MEDIA_TYPE, Halted, ProblemDetails, Resolved
 from pythonricing.web.receive import MAX_BODY, MAX_QUERY
 
 if TYPE_CHECKING:
@@ -38,7 +41,10 @@ class Operation(NamedTuple):
     watch: bool = False
 
 
-TYPES = (Claimed, CounterView, CounterList, CounterChange, Health, ProblemDetails, Halted)
+TYPES = (
+    *(Claimed, CounterView, CounterList, CounterChange, Hold, GivenBack, Health),
+    *(ProblemDetails, Halted, Resolved),
+)
 
 #: Whether a request that gets an error may be sent again as it is.
 AGAIN, NOT_AGAIN = "May be tried again", "Tried again, it gets the same answer until somebody changes something"
@@ -57,6 +63,8 @@ ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
     "counter": (200, "The counter", CounterView),
     "counters": (200, "The counters", CounterList),
     "created": (201, "The counter, which is new", CounterView),
+    "resolved": (200, "What became of the hold; the same again is answered with the same for 24 hours", Hold),
+    "given-back": (200, "Given back, as far as they had not been before", GivenBack),
     "health": (200, "All is well", Health),
     "deleted": (204, "Forgotten", None),
     "empty": (200, "Nothing is counted", None),
@@ -69,13 +77,25 @@ ANSWERS: dict[str, tuple[int, str, type | str | None]] = {
     "403": (403, f"A page of another site claims, or a prefetch; nothing is counted. {NOT_AGAIN}", ProblemDetails),
     "403-admin": (403, f"No admin token is configured. {NOT_AGAIN}", ProblemDetails),
     "404": (404, f"There is no such counter. {NOT_AGAIN}", ProblemDetails),
+    "403-hold": (403, f"A page of another site asks; nothing is changed. {NOT_AGAIN}", ProblemDetails),
+    "404-hold": (
+        404,
+        "There is no such counter; or it knows of no such hold, or no longer: it was made for another counter, "
+        f"resolved more than 24 hours ago, or forgotten with a reset or a loss. {NOT_AGAIN}",
+        ProblemDetails,
+    ),
+    "404-number": (404, f"There is no such counter, or numbers were never given. {NOT_AGAIN}", ProblemDetails),
+    "409": (409, f"The hold was resolved before, in another way. {NOT_AGAIN}", Resolved),
+    "410": (410, f"The hold has expired, and its numbers went back. {NOT_AGAIN}", ProblemDetails),
     "408": (408, f"The body was not complete in time; nothing is counted. {AGAIN}", ProblemDetails),
     "413": (413, f"The body has more than {MAX_BODY} bytes. {NOT_AGAIN}", ProblemDetails),
     "414": (414, f"The query string has more than {MAX_QUERY} bytes. {NOT_AGAIN}", ProblemDetails),
     "422": (422, f"A value that is not allowed; nothing is counted or changed. {NOT_AGAIN}", ProblemDetails),
     "429": (
         429,
-        f"Refused: no room for this claim, perhaps for a smaller one. {NOT_AGAIN}, and so there is no `Retry-After`",
+        "Refused: no room for this claim, perhaps for a smaller one, or its claimant would have too many "
+        f"(`violated-policies`). {NOT_AGAIN}, or, where `Retry-After` says when, until numbers may come back: the "
+        "counter renews, or a hold may expire",
         Halted,
     ),
     "500": (500, f"A bug, which has been logged. {AGAIN}, a claim with the same `Idempotency-Key`", ProblemDetails),
@@ -122,12 +142,45 @@ LIMIT = {
     "description": "How many counters, at most",
     "schema": {"type": "integer", "format": "int32", "minimum": 1, "maximum": MAX_PAGE, "default": PAGE},
 }
+HOLD_SECONDS = {
+    "name": "hold",
+    "in": "query",
+    "description": "The numbers go back after so many seconds, or up to one later, unless the hold is confirmed",
+    "schema": {"type": "integer", "format": "int32", "minimum": 1, "maximum": MAX_HOLD_SECONDS},
+}
+FOR = {
+    "name": "for",
+    "in": "query",
+    "description": "Who claims, on a counter with a limit for each, and only there. The service believes it",
+    "schema": {"type": "string", "pattern": f"^{CLAIMANT.pattern}$"},
+}
+HOLD = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "The id of the hold, as the claim's answer has it",
+    "schema": {"type": "string", "pattern": f"^{HOLD_ID.pattern}$"},
+}
+CONFIRMED = {
+    "name": "n",
+    "in": "query",
+    "description": "How many numbers to confirm, the first ones; the others go back. Without it, all of them",
+    "schema": {"type": "integer", "format": "int64", "minimum": 1, "maximum": MAX_COUNT},
+}
+NUMBERS = {
+    "name": "numbers",
+    "in": "path",
+    "required": True,
+    "description": "The first and the last number, such as 7-9 or 7-7, at most 1,024 of them",
+    "schema": {"type": "string", "pattern": f"^{NUMBER_RUN.pattern}$"},
+}
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "The same key on the same counter gets the first answer again and counts nothing: an admission for "
     "24 hours, a refusal for a minute. While the first request is in progress, a second one with its key waits "
-    "and gets the first one's answer. With another `n` it is a 422. In quotes or without, it is the same key. Keys are "
+    "and gets the first one's answer. With another `n`, another `for`, or with `hold` and without, it is a 422. "
+    "In quotes or without, it is the same key. Keys are "
     "not bound to a client, and who guesses one gets its numbers: make them random (a UUID), not an order's number",
     "schema": {"type": "string", "pattern": f"^(?:{KEY.pattern.decode()})$"},
 }
@@ -178,7 +231,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
             for answer in sorted((*operation.answers, "414", "500"), key=lambda answer: ANSWERS[answer][0])
         },
     }
-    parameters = (NUMBER, IDEMPOTENCY_KEY) if operation.endpoint is Claim else operation.parameters
+    parameters = (NUMBER, HOLD_SECONDS, FOR, IDEMPOTENCY_KEY) if operation.endpoint is Claim else operation.parameters
     if parameters:
         described["parameters"] = list(parameters)
     if operation.body is not None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
+from pythonricing.settings import MAX_COUNT
 from pythonricing.web.problems import Problem, stopping, unprocessable
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from starlette.types import Receive, Scope
 
 #: Bytes of a request's body, at most.
@@ -17,6 +21,7 @@ MAX_BODY = 4096
 MAX_QUERY = 1024
 #: Seconds for the whole body of a request, and for the rest of it once the process is stopping.
 BODY_SECONDS, LAST_SECONDS = 10, 1
+SIZE = re.compile(r"[0-9]{1,16}")
 
 
 class Bodies:
@@ -85,11 +90,30 @@ def values(query: bytes, *known: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name not in known:
-            raise unprocessable(f"a query string has no {name!r} here, only {' and '.join(known)}")
+            raise unprocessable(f"a query string has no {name!r} here, only {_listed(known)}")
         if name in found:
             raise unprocessable(f"{name} must be given once")
         found[name] = value
     return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def size(n: str) -> int:
+    """The `n` of a query string. Raises Problem 422."""
+    if not SIZE.fullmatch(n) or not 1 <= int(n) <= MAX_COUNT:
+        raise unprocessable(f"n must be one whole number from 1 to {MAX_COUNT}")
+    return int(n)
+
+
+def check_origin(scope: Scope, allowed_origins: Collection[str]) -> None:
+    """Raises Problem unless the page of another site that a browser asks for is of an allowed origin."""
+    origins = [value.decode("latin-1") for header, value in scope["headers"] if header == b"origin"]
+    if len(origins) != 1 or origins[0] not in allowed_origins:
+        raise Problem(403, "Forbidden", "a page of another site may not claim here; nothing was counted")
 
 
 async def gone(receive: Receive) -> None:

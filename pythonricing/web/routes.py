@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from pythonricing.web import counters, metrics, probes, watch
+from pythonricing.web import counters, holds, metrics, probes, watch
 from pythonricing.web.claim import Claim
 from pythonricing.web.counters import CounterChange
-from pythonricing.web.openapi import AFTER, LIMIT, Operation, document
+from pythonricing.web.openapi import AFTER, CONFIRMED, HOLD, LIMIT, NUMBERS, Operation, document
 from pythonricing.web.responses import NO_STORE, encode
 
 if TYPE_CHECKING:
@@ -52,6 +52,24 @@ OPERATIONS = (
     Operation(
         *("DELETE", "/counters/{name}", counters.delete, "delete", "Forget a counter; `default` comes back at 0"),
         ("deleted", "404", *_ADMIN),
+        admin=True,
+    ),
+    Operation(
+        *("POST", "/counters/{name}/holds/{id}", holds.confirm, "confirm"),
+        "Confirm a hold: its numbers, or the first n of them, are its claimant's for good",
+        ("resolved", "400", "403-hold", "404-hold", "408", "409", "410", "413", "422", "503-change"),
+        parameters=(HOLD, CONFIRMED),
+    ),
+    Operation(
+        *("DELETE", "/counters/{name}/holds/{id}", holds.release, "release", "Give a hold's numbers back"),
+        ("resolved", "400", "403-hold", "404-hold", "408", "409", "410", "413", "422", "503-change"),
+        parameters=(HOLD,),
+    ),
+    Operation(
+        *("DELETE", "/counters/{name}/numbers/{numbers}", holds.give_back, "giveBack"),
+        "Give back numbers that somebody owns, each at most once, all or nothing",
+        ("given-back", "404-number", *_ADMIN),
+        parameters=(NUMBERS,),
         admin=True,
     ),
     Operation("GET", "/livez", probes.live, "live", "Whether this process answers", ("health",)),

@@ -20,8 +20,7 @@ from loadtests.rig.victims import RedisVictim, kill_a_worker
 from loadtests.rig.waiting import wait_until
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.journal import Journal
-from pythonricing.counting.lease import LEASE_SECONDS
-from pythonricing.counting.model import LEASE_RETURN_SECONDS
+from pythonricing.counting.model import LEASE_RETURN_SECONDS, LEASE_SECONDS
 from pythonricing.stores import create_store
 
 if TYPE_CHECKING:
