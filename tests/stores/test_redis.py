@@ -250,14 +250,14 @@ def test_a_state_of_a_newer_version_closes_its_counter_and_says_so(
     assert running.get("/")[0] == 200
     counter = "pythonricing:{default}"
     assert empty_valkey.run("HGET", counter, "version") == "2"
-    empty_valkey.run("HSET", counter, "version", 3, "revision", 7)  # as a newer worker would change it
+    empty_valkey.run("HSET", counter, "version", 4, "revision", 7)  # as a newer worker would change it
     asked = [("/", "POST"), ("/counters/default", "GET"), ("/readyz", "GET"), ("/counters/default", "DELETE")]
     for path, method in asked:
         status, problem = running.get(path, method, **admin)
         assert (status, problem["title"]) == (503, "Store unavailable")
-        assert "has version 3, newer than this pythonricing knows (2); upgrade it" in problem["detail"]
+        assert "has version 4, newer than this pythonricing knows (3); upgrade it" in problem["detail"]
     assert running.get("/counters/default", "PUT", b'{"limit": 50}', **admin)[0] == 503
-    assert empty_valkey.run("HMGET", counter, "count", "limit", "version") == ["1", "10", "3"]
+    assert empty_valkey.run("HMGET", counter, "count", "limit", "version") == ["1", "10", "4"]
     empty_valkey.run("HSET", counter, "version", 2)
     assert running.get("/")[1] == {"request_count": 2, "limit": 10}
     running.stop()

@@ -180,9 +180,21 @@ CREATE OR REPLACE FUNCTION pythonricing.make_row(counter_name text) RETURNS void
       WHERE c.deleted_until <= clock_timestamp()
 $$;
 
+-- Of an epoch that is over nobody holds or owns anything. Mostly that is seen by the epoch, and its rows are swept away.
+CREATE OR REPLACE FUNCTION pythonricing.forget(counter_name text, last_epoch bigint) RETURNS void LANGUAGE sql AS $$
+  DELETE FROM pythonricing.hold h WHERE h.name = counter_name AND h.epoch = last_epoch;
+  DELETE FROM pythonricing.given_back g WHERE g.name = counter_name AND g.epoch = last_epoch;
+  DELETE FROM pythonricing.owner o WHERE o.name = counter_name AND o.epoch = last_epoch;
+  DELETE FROM pythonricing.claimant c WHERE c.name = counter_name AND c.epoch = last_epoch
+$$;
+
 -- `anew`: it begins an epoch, or is what is left after a loss, so that nothing is free and no lease is known.
 CREATE OR REPLACE FUNCTION pythonricing.save(state pythonricing.counter, tombstone_seconds int, anew boolean)
 RETURNS void LANGUAGE sql AS $$
+  -- Deleted, and there again in the same epoch, since a worker has seen more.
+  SELECT pythonricing.forget(c.name, c.epoch) FROM pythonricing.counter c
+    WHERE state.deleted_until IS NULL AND c.name = state.name AND c.epoch = state.epoch
+      AND c.deleted_until IS NOT NULL AND c.began IS NOT NULL;
   UPDATE pythonricing.receipt r SET held = NULL, lent = NULL
     WHERE anew AND r.name = state.name AND r.held IS NOT NULL;
   UPDATE pythonricing.counter c
