@@ -293,8 +293,8 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
                 _follow(more, seen)
             return more, True
         # Begun without knowledge of what was seen; who has nothing to lose has lost nothing. Whoever began it after a
-        # deletion made the revision greater than all that they knew of.
-        told_of = seen.epoch <= -state.base and seen.revision < state.revision
+        # deletion made the revision greater than all that they knew of the epoch that it ended.
+        told_of = seen.epoch < -state.base or (seen.epoch == -state.base and seen.revision < state.revision)
         known = over or told_of or seen.issued <= max(state.base, 0)
         if known and not (seen.revision and not state.revision):
             return state, False

@@ -82,7 +82,7 @@ MUTANTS = {
         store.CLAIM, "(lost or not later and revision >= seen_revision)", "lost"
     ),
     "deletion that knew of less believed": Mutant(
-        store.CLAIM, "seen_epoch <= -base and seen_revision < revision", "seen_epoch <= -base"
+        store.CLAIM, "seen_epoch == -base and seen_revision < revision", "seen_epoch == -base"
     ),
     "a loss not marked": Mutant(store.CLAIM, "if not over then\n        save()", "if not over then"),
     "tombstone forgotten": Mutant(store.DELETE, "lost, deleted = false, true", "lost, deleted, base = false, true, 0"),

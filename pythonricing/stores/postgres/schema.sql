@@ -396,8 +396,8 @@ BEGIN
       follow := state.revision < seen_revision;
     ELSE
       -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing. Whoever began it after a
-      -- deletion made the revision greater than all that they knew of.
-      IF (ended OR (seen_epoch <= -state.base AND seen_revision < state.revision)
+      -- deletion made the revision greater than all that they knew of the epoch that it ended.
+      IF (ended OR seen_epoch < -state.base OR (seen_epoch = -state.base AND seen_revision < state.revision)
             OR seen_issued <= greatest(state.base, 0))
           AND NOT (seen_revision > 0 AND state.revision = 0) THEN
         RETURN NULL;

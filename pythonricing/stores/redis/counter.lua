@@ -331,8 +331,8 @@ if not settled then
       local ended = renewed or 0 < seen_ends and seen_ends <= epoch
       if not (renewed and (revision < seen_revision or sale.resolved < seen_resolved)) then
         -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing. Whoever began it after a
-        -- deletion made the revision greater than all that they knew of.
-        local told_of = seen_epoch <= -base and seen_revision < revision
+        -- deletion made the revision greater than all that they knew of the epoch that it ended.
+        local told_of = seen_epoch < -base or seen_epoch == -base and seen_revision < revision
         local known = ended or told_of or seen_issued <= math.max(base, 0)
         if known and not (seen_revision > 0 and revision == 0) then
           return false
