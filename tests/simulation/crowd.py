@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import warnings
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from contextlib import contextmanager
@@ -48,7 +49,8 @@ def run_portion(seeds: range) -> Outcome:
                 rules = list(dict.fromkeys(objection.rule for objection in scene.history.objections))
                 objections[seed] = rules, str(scene.history.objections[0])
             del scene
-    gc.collect()  # what a history left that was still held by the next one
+    with warnings.catch_warnings(action="ignore"):  # of tasks that had not begun when their history was over
+        gc.collect()  # what a history left that was still held by the next one
     return Outcome(len(seeds), claims, faults, objections)
 
 
