@@ -167,8 +167,9 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
     )
     if state.epoch > seen.epoch:
         # Begun without knowledge of what was seen; who has nothing to lose has lost nothing. Whoever began it after a
-        # deletion made the revision greater than all that they knew of.
-        known = (seen.epoch <= -state.base and seen.revision < state.revision) or seen.issued <= max(state.base, 0)
+        # deletion made the revision greater than all that they knew of the epoch that it ended.
+        told_of = seen.epoch < -state.base or (seen.epoch == -state.base and seen.revision < state.revision)
+        known = told_of or seen.issued <= max(state.base, 0)
         if known and not (seen.revision and not state.revision):
             return state, False
         more.moved = state.moved

@@ -75,12 +75,11 @@ MUTANTS = {
     ),
     "another epoch believed": Mutant(
         store.CLAIM,
-        "if (seen_epoch <= -base and seen_revision < revision or seen_issued <= math.max(base, 0))\n"
-        "        and not (seen_revision > 0 and revision == 0) then",
+        "if (told_of or seen_issued <= math.max(base, 0)) and not (seen_revision > 0 and revision == 0) then",
         "if true then",
     ),
     "deletion that knew of less believed": Mutant(
-        store.CLAIM, "seen_epoch <= -base and seen_revision < revision", "seen_epoch <= -base"
+        store.CLAIM, "seen_epoch == -base and seen_revision < revision", "seen_epoch == -base"
     ),
     "epoch begun in ignorance taken for a reset": Mutant(store.CLAIM, "(lost or revision >= seen_revision)", "lost"),
     "a loss not marked": Mutant(store.CLAIM, "lost = not raise\n      save()", "lost = not raise"),

@@ -25,6 +25,7 @@ FAILED_ONCE: tuple[int, ...] = (
     3300006446,
     1795625917444,
     4000001443,
+    4200000716,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.

@@ -243,8 +243,9 @@ BEGIN
     RETURN NULL;
   ELSIF state.epoch > seen_epoch THEN
     -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing. Whoever began it after a
-    -- deletion made the revision greater than all that they knew of.
-    IF (seen_epoch <= -state.base AND seen_revision < state.revision OR seen_issued <= greatest(state.base, 0))
+    -- deletion made the revision greater than all that they knew of the epoch that it ended.
+    IF (seen_epoch < -state.base OR (seen_epoch = -state.base AND seen_revision < state.revision)
+          OR seen_issued <= greatest(state.base, 0))
         AND NOT (seen_revision > 0 AND state.revision = 0) THEN
       RETURN NULL;
     END IF;

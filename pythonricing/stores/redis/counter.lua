@@ -162,9 +162,9 @@ if not settled then
       limit, most, deleted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
     elseif epoch > seen_epoch then
       -- Begun without knowledge of what was seen; who has nothing to lose has lost nothing. Whoever began it after a
-      -- deletion made the revision greater than all that they knew of.
-      if (seen_epoch <= -base and seen_revision < revision or seen_issued <= math.max(base, 0))
-        and not (seen_revision > 0 and revision == 0) then
+      -- deletion made the revision greater than all that they knew of the epoch that it ended.
+      local told_of = seen_epoch < -base or seen_epoch == -base and seen_revision < revision
+      if (told_of or seen_issued <= math.max(base, 0)) and not (seen_revision > 0 and revision == 0) then
         return false
       end
       issued = math.max(issued, seen_issued)
