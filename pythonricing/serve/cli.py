@@ -7,7 +7,7 @@ import sys
 import threading
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from loguru import logger
@@ -26,7 +26,28 @@ if TYPE_CHECKING:
     from click import Context, HelpFormatter
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, commands={**COMMANDS, "doctor": doctor})
+class Program(click.Group):
+    """Commands of which each fails in one line, also where what it prints can't be written."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except OSError as error:
+            try:
+                print(flush=True)  # is it that?
+            except OSError:
+                # What is left to write would fail once more at the end.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                Failure(f"can't print: {error.strerror}").show()
+                sys.exit(1)
+            raise
+
+
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    commands={**COMMANDS, "doctor": doctor},
+)
 @click.version_option(package_name="pythonricing")
 @click.pass_context
 def main(context: Context) -> None:

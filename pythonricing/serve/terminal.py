@@ -5,9 +5,10 @@ from __future__ import annotations
 import http.client
 import signal
 import time
+from base64 import b64encode
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 import msgspec
@@ -52,8 +53,9 @@ def watch(url: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     console = Console()
-    screen = Screen(service(url))
-    told = events(screen.url)
+    address, user = service(url)
+    screen = Screen(address)
+    told = events(address, user)
     screen.take(next(told))  # where there is nothing to watch, nothing is drawn
     if not console.is_terminal or console.is_dumb_terminal:
         print(screen.line(), flush=True)
@@ -69,19 +71,22 @@ def watch(url: str) -> None:
         console.show_cursor()  # a signal may come while the first screen is drawn, which Live doesn't expect
 
 
-def service(url: str) -> str:
-    """The service's address, given that or its live page's, with a scheme or without."""
+def service(url: str) -> tuple[str, str]:
+    """The service's address, given that or its live page's, with a scheme or without; and `user:password`, if any."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
-    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/").removesuffix("/watch"), "", ""))
+    user, _, host = parts.netloc.rpartition("@")  # the address is shown, a password isn't
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/").removesuffix("/watch"), "", "")), unquote(user)
 
 
-def events(url: str) -> Iterator[Event | None]:
+def events(url: str, user: str = "") -> Iterator[Event | None]:
     """The events of a service, connecting again whenever they end; None while there is no connection."""
     ever = False
+    headers = {"Accept": "text/event-stream"}
+    if user:  # whoever stands in front of the service wants to know
+        headers["Authorization"] = f"Basic {b64encode(user.encode()).decode()}"
     while True:
         try:
-            request = Request(f"{url}/watch/events", headers={"Accept": "text/event-stream"})
-            with urlopen(request, timeout=SILENCE) as told:
+            with urlopen(Request(f"{url}/watch/events", headers=headers), timeout=SILENCE) as told:
                 for line in told:
                     if line.startswith(b"data: "):
                         ever = True

@@ -17,12 +17,11 @@ import pytest
 from loadtests.rig.clients import hammer
 from loadtests.rig.service import Service, environment
 from loadtests.rig.waiting import free_port, wait_until
-from tests.serve.commands import fails, processes_of, run
+from tests.serve.commands import PROGRAM, fails, processes_of, run
 from tests.stores.support import lending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from loadtests.rig.postgres import PostgresServer
     from loadtests.rig.redis import RedisServer
@@ -199,3 +198,18 @@ def test_watching_without_rich_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "pip install 'pythonricing[watch]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [("list", "1"), ("list --json", ""), ("status", ""), ("doctor", ""), ("schema", ""), ("--help", ""), ("watch", "")],
+)
+def test_what_can_not_be_printed_is_one_line(
+    words: str, unbuffered: str, empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    if words == "watch":
+        words = f"watch {service(empty_valkey.url, workers=1).url}"
+    variables = environment({"store": empty_valkey.url}) | {"PYTHONUNBUFFERED": unbuffered}
+    command = f"{PROGRAM} {words} >/dev/full"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, env=variables, check=False)
+    assert (done.returncode, done.stderr) == (1, "pythonricing: can't print: No space left on device\n")

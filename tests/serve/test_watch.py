@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from loadtests.rig.waiting import PATIENCE, free_port, wait_until
 from pythonricing.serve.terminal import Screen
+from pythonricing.serve.terminal import service as address_of
 from pythonricing.telemetry.events import Event, Shown
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from loadtests.rig.service import Service
 
 PROGRAM = str(Path(sys.executable).with_name("pythonricing"))
+#: A user and a password as Basic authentication has them.
+ME = b64encode(b"me:pass word").decode()
 LARGEST = "the-largest_counter.that-there-can-be_with.64-characters-in-it.1"
 
 
@@ -184,13 +188,21 @@ def test_watch_in_a_terminal_connects_again_and_ends_with_ctrl_c(
     assert (process.returncode, errors) == (0, b"")
 
 
+def test_a_user_and_a_password_are_told_to_what_asks_for_them_and_shown_to_nobody() -> None:
+    with answering(401) as port:
+        said = failed(f"http://me:pass%20word@127.0.0.1:{port}")
+        assert said == f"pythonricing: http://127.0.0.1:{port} has no live page: it answers 418 I'm a Teapot\n"
+    assert "secret" not in failed("me:secret@127.0.0.1:port")
+    assert address_of("http://me:pass%20word@here/watch") == ("http://here", "me:pass word")
+
+
 @contextmanager
 def answering(status: int) -> Iterator[int]:
-    """Something that answers, but is not the service."""
+    """Something that answers, but is not the service; to the user of ME it is a teapot."""
 
     class Other(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_error(status)
+            self.send_error(418 if self.headers["Authorization"] == f"Basic {ME}" else status)
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
