@@ -22,6 +22,7 @@ from tests.stores.support import lending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from loadtests.rig.postgres import PostgresServer
     from loadtests.rig.redis import RedisServer
