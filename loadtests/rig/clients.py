@@ -63,7 +63,8 @@ class Client:
 
 @dataclass
 class Call:
-    """One claim as its client saw it; `status` is 0 if no answer came, `at` is the monotonic time of its end."""
+    """One claim as its client saw it; `status` is 0 if no answer came, `sent` and `at` are when it began and ended, on
+    the monotonic clock."""
 
     n: int
     status: int
@@ -71,6 +72,7 @@ class Call:
     key: str | None = None
     counter: str = "default"
     at: float = field(default_factory=time.monotonic)
+    sent: float = 0.0
 
     @property
     def numbers(self) -> Iterable[int]:
@@ -155,11 +157,12 @@ async def hammer(
             key = f"{number}-{index}-{os.urandom(8).hex()}" if keys else None
             headers: dict[str, Any] = {"Idempotency_Key": key} if key else {}
             while True:
+                sent = time.monotonic()
                 try:
                     status, body = await client.request(f"{target}?n={n}" if n != 1 else target, **headers)
                 except (OSError, asyncio.IncompleteReadError):
                     status, body = 0, None
-                history.calls.append(Call(n, status, body, key, counter))
+                history.calls.append(Call(n, status, body, key, counter, sent=sent))
                 if status != 200 and pace:
                     await asyncio.sleep(pace)
                 if rest:
