@@ -241,7 +241,7 @@ def test_a_claim_that_is_cancelled_is_logged_and_found_again_by_its_key(
     assert {"counter": "seats", "orphaned": 1, "n": 1} in told
 
 
-async def ask(app: Any, requests: int, path: str = "/", **headers: str) -> list[httpx.Response]:
+async def ask(app: Any, requests: int, path: str = "/", method: str = "POST", **headers: str) -> list[httpx.Response]:
     """Requests at once to an application whose lifespan runs."""
     async with app.router.lifespan_context(app) as state:
 
@@ -249,7 +249,7 @@ async def ask(app: Any, requests: int, path: str = "/", **headers: str) -> list[
             await app({**scope, "state": dict(state)}, receive, send)
 
         async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://app") as client:
-            return list(await asyncio.gather(*(client.post(path, headers=headers) for _ in range(requests))))
+            return list(await asyncio.gather(*(client.request(method, path, headers=headers) for _ in range(requests))))
 
 
 def test_the_dependency_admits_exactly_the_limit(empty_valkey: RedisServer) -> None:
