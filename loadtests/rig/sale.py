@@ -133,7 +133,7 @@ class Sale:
             self.wrong.append(f"{buyer.name} claimed {size}: {status} {told}")
         return {**told, "size": size} if status == 200 else None
 
-    async def _ask(self, client: Client, path: str, method: str = "POST", **headers: str) -> tuple[int, Any]:
+    async def _ask(self, client: Client, path: str, method: str = "POST", **headers: Any) -> tuple[int, Any]:
         """Ask until there is an answer."""
         while True:
             try:

@@ -11,7 +11,7 @@ import pytest
 from loadtests.rig.judge import records, tail
 from loadtests.rig.load import ADMIN, Load
 from loadtests.rig.sale import EACH, Sale
-from loadtests.rig.victims import RedisVictim, kill_a_worker
+from loadtests.rig.victims import PostgresVictim, RedisVictim, kill_a_worker
 from loadtests.rig.waiting import wait_until
 from pythonricing.counting.model import (
     KEY_SECONDS,
@@ -71,7 +71,7 @@ def test_a_sale_in_which_a_third_abandons_sells_every_number_and_nobody_more_tha
 
 def left_behind(victim: Victim, running: Service, sale: Sale) -> None:
     """See that the store keeps what docs/protocol.md says, for as long as it says, and nothing else."""
-    state = RedisState(victim) if isinstance(victim, RedisVictim) else PostgresState(victim)
+    state = PostgresState(victim) if isinstance(victim, PostgresVictim) else RedisState(victim)
     shares = {buyer: len(owned) for buyer, owned in sale.owned.items()}
     assert state.shares() == shares
     assert state.holds() > 0
@@ -99,7 +99,8 @@ class RedisState:
     FIELDS = frozenset(["count", "limit", "most", "epoch", "revision", "base", "moved", "version", "sale"])
     KEY = "pythonricing:{seats}"
 
-    def __init__(self, victim: RedisVictim) -> None:
+    def __init__(self, victim: Victim) -> None:
+        assert isinstance(victim, RedisVictim)
         self._run = victim.server.run
 
     def _hash(self) -> dict[str, str]:
@@ -161,11 +162,11 @@ class RedisState:
 class PostgresState:
     """What a PostgreSQL keeps of it."""
 
-    def __init__(self, victim: Victim) -> None:
-        self._sql: Callable[..., list[tuple[Any, ...]]] = victim.server.sql  # type: ignore[assignment]
+    def __init__(self, victim: PostgresVictim) -> None:
+        self._sql = victim.server.sql
 
     def shares(self) -> dict[str, int]:
-        return dict(self._sql("SELECT claimant, share FROM pythonricing.claimant WHERE name = 'seats'"))  # type: ignore[arg-type]
+        return dict(self._sql("SELECT claimant, share FROM pythonricing.claimant WHERE name = 'seats'"))
 
     def holds(self) -> int:
         return int(self._sql("SELECT count(*) FROM pythonricing.hold")[0][0])
