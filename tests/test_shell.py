@@ -35,6 +35,7 @@ RUN_BY = {
     "docs/api.md": [f"{HERE}test_the_requests_of_the_interface_are_answered_as_shown"] * 4,
     "docs/clients.md": ["tests/web/test_clients.py::test_a_client_in_python_works"],
     "docs/containers.md": [f"{HERE}test_what_needs_containers_or_a_cluster_can_be_typed"] * 4,
+    "docs/examples.md": [f"{HERE}test_an_operator_makes_counters_with_rules"] * 2,
     "docs/kubernetes.md": [f"{HERE}test_what_needs_containers_or_a_cluster_can_be_typed"],
     "docs/library.md": [TYPED],
     "docs/load-lab.md": [TYPED, f"{HERE}test_the_open_model_asks_any_server", TYPED],
@@ -46,6 +47,7 @@ RUN_BY = {
         f"{HERE}test_the_first_minutes_are_as_the_pages_show_them",
         "tests/faults/test_operations.py::test_counters_move_to_another_store",
     ],
+    "docs/sales.md": [f"{HERE}test_the_requests_of_a_sale_are_answered_as_shown"] * 6,
     "docs/settings.md": [
         f"{HERE}test_the_first_minutes_are_as_the_pages_show_them",
         f"{HERE}test_the_servers_own_commands_serve",
@@ -106,6 +108,25 @@ def test_the_requests_of_the_interface_are_answered_as_shown(checkout: Checkout,
     with checkout.running(served, PYTHONRICING_STORE=empty_valkey.url, PYTHONRICING_ADMIN_TOKEN="s3cret"):
         for line in (line for block in blocks("docs/api.md") for line in block):
             checkout.does(line)
+
+
+@needs_curl
+@needs_jq
+def test_the_requests_of_a_sale_are_answered_as_shown(checkout: Checkout, empty_valkey: RedisServer) -> None:
+    served = ".venv/bin/pythonricing serve --port 8080 --workers 1"
+    known = {"PYTHONRICING_STORE": empty_valkey.url}
+    with checkout.running(served, PYTHONRICING_ADMIN_TOKEN="s3cret", **known):
+        for line in (line for block in blocks("docs/sales.md") for line in block):
+            if line.startswith("hold="):
+                known["hold"] = checkout.ask(f'{line}; echo "$hold"').strip()
+            else:
+                checkout.does(line, **known)
+
+
+@needs_jq
+def test_an_operator_makes_counters_with_rules(checkout: Checkout, empty_valkey: RedisServer) -> None:
+    for line in (line for block in blocks("docs/examples.md") for line in block):
+        checkout.does(line, PYTHONRICING_STORE=empty_valkey.url)
 
 
 @needs_jq

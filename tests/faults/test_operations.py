@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "operations.md"
 
 
-def put(running: Service, name: str, **rules: int) -> None:
+def put(running: Service, name: str, **rules: int | str) -> None:
     assert running.get(f"/counters/{name}", "PUT", json.dumps(rules).encode(), **ADMIN)[0] == 201
 
 
@@ -42,11 +42,20 @@ def test_counters_move_to_another_store(
     put(old, "sold", limit=7)
     put(old, "pairs", limit=100, most=2)
     put(old, "nobody", limit=3)
-    for path, times in (("/counters/seats?n=40", 3), ("/counters/sold?n=7", 1), ("/counters/pairs?n=2", 9), ("/", 2)):
+    put(old, "daily", limit=9, every="day", zone="Europe/Berlin")
+    for path, times in (
+        ("/counters/seats?n=40", 3),
+        ("/counters/sold?n=7", 1),
+        ("/counters/pairs?n=2", 9),
+        ("/", 2),
+        ("/counters/daily", 4),
+    ):
         for _ in range(times):
             assert old.get(path, "POST")[0] == 200
     assert old.get("/counters/sold", "PUT", b'{"limit": 5}', **ADMIN)[0] == 200
-    before = {name: old.get(f"/counters/{name}")[1] for name in ("seats", "sold", "pairs", "nobody", "default")}
+    before = {
+        name: old.get(f"/counters/{name}")[1] for name in ("seats", "sold", "pairs", "nobody", "daily", "default")
+    }
     old.terminate()
 
     new = service(empty_postgres.url, "/readyz", workers=1)
