@@ -39,6 +39,11 @@ class Checker:
         self.given = self.unknown = self.refused = 0
         self._numbers = Numbers()
 
+    @property
+    def highest(self) -> int:
+        """The highest number that can be given."""
+        return self.limit
+
     def check(self, status: int, body: bytes, size: int) -> None:
         """Raises Wrong."""
         if status == 0:
@@ -61,7 +66,7 @@ class Checker:
         if status == 429:
             if count + size <= limit:
                 raise Wrong("refused while there was room")
-        elif count > limit:
+        elif count > self.highest:
             raise Wrong("a number over the limit")
         elif count < size:
             raise Wrong("a number below 1")
@@ -77,3 +82,49 @@ class Checker:
             raise Wrong(f"the counter reads {count}, claims were given {self.given}")
         if singles and self.refused and self.given + self.unknown < self.limit:
             raise Wrong(f"refused with {self.given} of {self.limit} given")
+
+
+class SaleChecker(Checker):
+    """Of a counter on which each claim is held first: `given` are the numbers that were confirmed.
+
+    `back` is how many were abandoned, or expired before they were confirmed. Nobody else gets these, so as many numbers
+    may pass the limit. `sold_out`: a claim was refused while nothing was held.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.back = 0
+        self.sold_out = False
+
+    @property
+    def highest(self) -> int:
+        return self.limit + self.back + self.unknown
+
+    def check(self, status: int, body: bytes, size: int) -> None:
+        given = self.given
+        try:
+            super().check(status, body, size)
+        finally:
+            self.given = given  # not yet
+
+    def confirm(self, status: int, body: bytes, size: int) -> None:
+        """The answer to a confirmation. Raises Wrong."""
+        if status == 0:
+            self.unknown += size
+        if status == 410:
+            self.back += size
+            return
+        try:
+            confirmed = sum(last - first + 1 for first, last in json.loads(body)["numbers"]) if status == 200 else 0
+        except (ValueError, KeyError, TypeError):
+            confirmed = 0
+        if confirmed != size:
+            raise Wrong(f"{status} to a confirmation of {size}: {body[:120].decode(errors='replace')}")
+        self.given += size
+
+    def balance(self, count: int, *, singles: bool) -> None:
+        super().balance(count, singles=False)
+        if self.given > self.limit:
+            raise Wrong(f"{self.given} of {self.limit} sold")
+        if self.sold_out and self.given + self.unknown < self.limit:
+            raise Wrong(f"sold out with {self.given} of {self.limit} sold")

@@ -10,7 +10,7 @@ token in PYTHONRICING_ADMIN_TOKEN.
 
 Scenarios, one user class for each server: *Steady* (admitted claims all the time), *Burst* (a sale opens: everybody at
 once, then halted; with the shape of that name), *SoldOut* (refusals only), *Named* (many counters, claims of several
-numbers).
+numbers), *Sale* (each claim is held until it is confirmed, a third of the buyers abandons; it ends once sold out).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import logging
 import os
 import random
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,20 @@ from locust import FastHttpUser, LoadTestShape, events, task
 from locust.user.task import LOCUST_STATE_RUNNING
 
 from loadtests import side_by_side
-from loadtests.checks import Checker, Wrong
+from loadtests.checks import Checker, SaleChecker, Wrong
 from loadtests.contenders import Contender
 from loadtests.rig.processes import Unavailable
 from loadtests.rig.waiting import port_is_taken
 from loadtests.running import ContenderError, Running
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from locust.contrib.fasthttp import ResponseContextManager
     from locust.env import Environment
+
+    #: Says what is wrong with an answer, of which it gets the status and the body, and how many numbers it is about.
+    Check = Callable[[int, bytes, int], None]
 
 SERVERS = ("granian", "uvicorn")
 #: Servers that are already up, by name.
@@ -52,11 +57,15 @@ STEADY_LIMIT = 100_000_000
 BURST_LIMIT = 1_000
 NAMED_COUNTERS = 100
 NAMED_LIMIT = 1_000_000
+SALE_LIMIT = 300
+#: Seconds for which a buyer's number is held; and the part of the buyers that abandons it.
+SALE_HOLD = 1
+ABANDON = 1 / 3
 #: Seconds for claims on their way at the end of a test, so that every number has an owner who was told of it.
 STOP_PATIENCE = 12
 
-#: Seconds after which no worker holds what it was lent.
-LEASED = 2
+#: Seconds after which no worker holds what it was lent, and no buyer's hold is open.
+SETTLED = 5
 
 log = logging.getLogger("loadtests")
 
@@ -82,32 +91,47 @@ class ClaimUser(FastHttpUser):
     #: The counters of this scenario, with their limits.
     counters: dict[str, int]
     scenario = ""
+    checker = Checker
     #: Whether all claims are of one number.
     singles = True
 
     def claim(self, counter: str, size: int = 1) -> None:
         """One claim when their turn has come; a refusal is a correct answer."""
-        while not self.turn.gate.wait(0.2):  # a user that is stopped has to get out of here
+        with self.in_turn() as come:
+            if come:
+                self.ask(f"/counters/{counter}?n={size}", self.checkers[counter], size)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[bool]:
+        """Whether their turn has come, which doesn't end inside of this; a user that is stopped has none any more."""
+        while not self.turn.gate.wait(0.2):
             if self._state != LOCUST_STATE_RUNNING:
+                yield False
                 return
-        name = f"{self.row.server.name} {self.scenario}"
         self.turn.on_their_way += 1
         try:
-            with self.client.post(f"/counters/{counter}?n={size}", name=name, catch_response=True) as response:
-                self._judge(self.checkers[counter], response, size)
+            yield True
         finally:
             self.turn.on_their_way -= 1
 
-    def _judge(self, checker: Checker, response: ResponseContextManager, size: int) -> None:
-        wrong = None
+    def ask(self, path: str, checker: Checker, size: int, check: Check | None = None) -> ResponseContextManager:
+        """One request about so many numbers, and what its checker, or `check` of it, says of the answer."""
+        name = f"{self.row.server.name} {self.scenario}"
+        response: ResponseContextManager
+        with self.client.post(path, name=name, catch_response=True) as response:
+            self._judge(checker, check or checker.check, response, size)
+        return response
+
+    def _judge(self, checker: Checker, check: Check, response: ResponseContextManager, size: int) -> None:
+        wrong, given = None, checker.given
         try:
-            checker.check(response.status_code, response.content or b"", size)
+            check(response.status_code, response.content or b"", size)
         except Wrong as error:
             wrong = str(error)
         self.row.record(
             response.request_meta["response_time"],
             failed=wrong is not None,
-            admitted=size if response.status_code == 200 else 0,
+            admitted=checker.given - given,
             refused=response.status_code == 429,
         )
         if wrong is None:
@@ -160,6 +184,37 @@ class Named(ClaimUser):
         self.claim(f"named-{random.randrange(NAMED_COUNTERS)}", random.choice((1, 1, 1, 2, 5)))
 
 
+class Sale(ClaimUser):
+    """Numbers are held while they are paid for; a third of the buyers doesn't, and what they held expires."""
+
+    abstract = True
+    scenario = "sale"
+    counters = {"sale": SALE_LIMIT}  # noqa: RUF012
+    checker = SaleChecker
+
+    @task
+    def buy(self) -> None:
+        checker = self.checkers["sale"]
+        assert isinstance(checker, SaleChecker)
+        with self.in_turn() as come:
+            if not come:
+                return
+            held = self.ask(f"/counters/sale?hold={SALE_HOLD}", checker, 1)
+            if held.status_code == 429:
+                checker.sold_out |= "retry-after" not in (held.headers or {})
+                return
+            if held.status_code != 200:
+                return
+            if random.random() < ABANDON:
+                checker.back += 1
+                return
+            self.ask(f"/counters/sale/holds/{json.loads(held.content)['hold']}", checker, 1, checker.confirm)
+
+    @classmethod
+    def is_over(cls) -> bool:
+        return all(isinstance(each, SaleChecker) and each.sold_out for each in cls.checkers.values())
+
+
 class SaleOpens(LoadTestShape):
     """Everybody at once, for 20 seconds. Choose it together with the Burst classes."""
 
@@ -177,7 +232,7 @@ class SaleOpens(LoadTestShape):
 
 def _user_classes() -> None:
     """`GranianSteady`, `UvicornSteady`, …: the classes that Locust finds in this file."""
-    scenarios = (Steady, Burst, SoldOut, Named)
+    scenarios = (Steady, Burst, SoldOut, Named, Sale)
     for name in TARGETS or SERVERS:
         server = side_by_side.Server(name, "", None)
         for scenario in scenarios:
@@ -269,6 +324,9 @@ class SideBySide:
                     row.end(time.perf_counter() - begun)
                     self.own = max(self.own, runner.current_cpu_usage)
             kinds = kinds[::-1]
+            if all(issubclass(kind, Sale) and kind.is_over() for kind in kinds):
+                gevent.spawn(runner.quit if options.headless else runner.stop)
+                return
 
     def stop_turns(self) -> None:
         """No more claims; those on their way are waited for."""
@@ -283,7 +341,7 @@ class SideBySide:
         remembers the end of this one when it opens."""
         for kind in self._in_play():
             kind.row.faults += self._audit(kind)
-            if issubclass(kind, Burst):
+            if issubclass(kind, (Burst, Sale)):
                 self._set_up(kind)
             for fault in kind.row.faults:
                 log.error("%s: %s", kind.row.server.name, fault)
@@ -320,7 +378,7 @@ class SideBySide:
             status, _ = _request("PUT", url, headers, json.dumps({"limit": limit}).encode())
             if status not in (200, 201):
                 raise ContenderError(f"{kind.row.server.name} could not set up counter {counter}: status {status}")
-        kind.checkers = {counter: Checker(limit) for counter, limit in kind.counters.items()}
+        kind.checkers = {counter: kind.checker(limit) for counter, limit in kind.counters.items()}
 
     def report(self) -> None:
         options = self.environment.parsed_options
@@ -335,14 +393,14 @@ def _all_classes() -> list[type[ClaimUser]]:
 
 
 def _count(url: str) -> int:
-    """What a counter reads, once no worker holds a lease. Raises Wrong."""
-    deadline = time.monotonic() + LEASED
+    """What a counter reads, once no worker holds a lease and no buyer a hold. Raises Wrong."""
+    deadline = time.monotonic() + SETTLED
     while True:
         status, body = _request("GET", url, {})
         if status != 200:
             raise Wrong(f"it can't be read: status {status}")
         reading = json.loads(body)
-        if not reading.get("leased") or time.monotonic() > deadline:
+        if not (reading.get("leased") or reading.get("held")) or time.monotonic() > deadline:
             return int(reading["count"])
         gevent.sleep(0.02)
 

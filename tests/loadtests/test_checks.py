@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.checks import Checker, Numbers, Wrong
+from loadtests.checks import Checker, Numbers, SaleChecker, Wrong
 
 
 def claim(checker: Any, number: Any, limit: Any = 100, status: Any = 200, size: Any = 1) -> None:
@@ -90,3 +90,51 @@ def test_whoever_refuses_single_claims_has_given_all() -> None:
     checker.balance(1, singles=False)
     with pytest.raises(Wrong, match="refused with 1 of 2 given"):
         checker.balance(1, singles=True)
+
+
+def sale(abandoned: int, confirmed: int, limit: int = 3) -> SaleChecker:
+    """So many claims of one, the first ones of which are abandoned and the next ones confirmed."""
+    checker = SaleChecker(limit)
+    for number in range(1, abandoned + confirmed + 1):
+        claim(checker, number, limit)
+        if number <= abandoned:
+            checker.back += 1
+        else:
+            checker.confirm(200, b'{"numbers": [[%d, %d]]}' % (number, number), 1)
+    return checker
+
+
+def test_what_is_held_counts_once_it_is_confirmed() -> None:
+    checker = sale(2, 3)
+    checker.sold_out = True
+    assert (checker.given, checker.back) == (3, 2)
+    checker.balance(3, singles=True)
+
+
+def test_only_so_many_pass_the_limit_as_went_back() -> None:
+    with pytest.raises(Wrong, match="over the limit"):
+        claim(sale(2, 3), 6, 3)
+
+
+def test_a_sale_that_does_not_sell_out_exactly_is_wrong() -> None:
+    few, many = sale(0, 2), sale(2, 3)
+    many.confirm(200, b'{"numbers": [[1, 1]]}', 1)
+    for checker, says in ((few, "sold out with 2 of 3 sold"), (many, "4 of 3 sold")):
+        checker.sold_out = True
+        with pytest.raises(Wrong, match=says):
+            checker.balance(checker.given, singles=True)
+    with pytest.raises(Wrong, match="the counter reads 2, claims were given 3"):
+        sale(0, 3).balance(2, singles=True)
+
+
+def test_a_hold_that_expires_before_it_is_confirmed_goes_back() -> None:
+    checker = sale(0, 0)
+    claim(checker, 1, 3)
+    checker.confirm(410, b"{}", 1)
+    assert (checker.given, checker.back) == (0, 1)
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"{}"), (200, b'{"numbers": [[1, 2]]}'), (409, b"{}"), (0, b"")])
+def test_a_confirmation_of_something_else_is_wrong(status: int, body: bytes) -> None:
+    with pytest.raises(Wrong):
+        sale(0, 0).confirm(status, body, 1)

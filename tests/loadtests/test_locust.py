@@ -89,6 +89,16 @@ def test_without_a_web_ui_it_measures_both_servers_and_writes_what_locust_writes
     assert "Locust itself used up to" in said
 
 
+# What was abandoned expires after a second, a third of a third again after another one, and so on: some seconds.
+def test_a_sale_in_which_a_third_abandons_sells_out_exactly_and_ends(tmp_path: Path) -> None:
+    prefix = tmp_path / "run"
+    status, said = headless(tmp_path, "-t", "90s", "--csv", str(prefix), "GranianSale")
+    assert status == 0, said
+    (row,) = csv.DictReader((tmp_path / "run_side_by_side.csv").read_text().splitlines())
+    assert (row["Scenario"], row["Admitted of limit"]) == ("sale", "300 of 300")
+    assert (row["# Failures"], row["Sums wrong"]) == ("0", "0")
+
+
 def test_a_server_that_cannot_start_ends_the_run_with_a_clear_line(tmp_path: Path) -> None:
     status, said = headless(tmp_path, "--server-store", "oracle")
     assert status == 1
