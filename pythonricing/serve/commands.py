@@ -155,7 +155,8 @@ def rules(counter: Counter) -> list[str]:
     said += [f"{counter.each:,} for each"] if counter.each else []
     if counter.ends:
         renews = datetime.fromtimestamp(counter.ends // 1_000_000, UTC)
-        said.append(f"renews every {counter.every}, next at {renews:%Y-%m-%d %H:%M:%S} UTC")
+        where = f" in {counter.zone}" if counter.zone else ""
+        said.append(f"renews every {counter.every}{where}, next at {renews:%Y-%m-%d %H:%M:%S} UTC")
     return said
 
 

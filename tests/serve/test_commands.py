@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -57,6 +58,30 @@ def test_a_counter_is_made_listed_changed_started_over_and_deleted(store: str, t
     assert ask("delete", "seats") == (0, "seats: deleted\n", "")
     assert json.loads(ask("delete", "sold-out", "--json")[1]) == {"name": "sold-out", "deleted": True}
     assert ask("list", "--json")[1] == "[]\n"
+
+
+def test_what_a_sale_needs_is_set_and_listed(store: str, tmp_path: Path) -> None:
+    def ask(*words: str) -> tuple[int, str, str]:
+        return run(*words, "--store", store, home=tmp_path)
+
+    status, said, _ = ask("set", "quota", "--limit", "9", "--each", "4", "--every", "day", "--zone", "Europe/Berlin")
+    renews = r"renews every day in Europe/Berlin, next at \d{4}-\d\d-\d\d 2[23]:00:00 UTC"
+    assert status == 0
+    assert re.fullmatch(rf"quota: 0 of 9, 4 for each, {renews}\n", said)
+    assert re.search(rf"^quota  +0  +9  +9  4 for each, {renews}$", ask("list")[1], re.MULTILINE)
+    listed = json.loads(ask("list", "--json")[1])[0]
+    assert (listed["each"], listed["every"], listed["zone"]) == (4, "day", "Europe/Berlin")
+    for words, says in (
+        (("--each", "10"), "each is above the limit"),
+        (("--every", "0s"), 'every is "day", "week", "month"'),
+        (("--every", "day", "--zone", "Mars"), "there is no time zone 'Mars'"),
+        (("--zone", "Europe/Berlin"), "a zone is for counters that renew every day"),
+    ):
+        status, output, errors = ask("set", "quota", "--limit", "9", *words)
+        assert (status, output, errors.count("\n")) == (2, "", 1)
+        assert says in errors
+    assert json.loads(ask("list", "--json")[1]) == [listed]
+    assert ask("set", "quota", "--limit", "9") == (0, "quota: 0 of 9\n", "")
 
 
 def test_an_unknown_counter_is_named_with_those_that_are_near_it(store: str, tmp_path: Path) -> None:

@@ -320,6 +320,49 @@ def test_a_counter_has_a_view_of_its_own(browser: Any, page: Any, running: Servi
     assert not errors
 
 
+@pytest.mark.parametrize("width", [320, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_held_is_a_lighter_part_of_the_bar_and_a_renewal_is_counted_down(
+    browser: Any, running: Service, errors: list[str], width: int, scheme: str
+) -> None:
+    def ask(path: str, method: str = "POST", body: bytes = b"") -> Any:
+        status, told = threaded(lambda: running.get(f"/counters/{path}", method, body, Authorization="Bearer t"))
+        assert status in (200, 201)
+        return told
+
+    ask("seats", "PUT", b'{"limit": 100}')
+    ask("quota", "PUT", b'{"limit": 100, "every": "day", "zone": "Europe/Berlin"}')
+    for name in ("seats", "quota"):
+        ask(f"{name}?n=20")
+        held = ask(f"{name}?n=30&hold=600")["hold"]
+    context: dict[str, Any] = {"viewport": {"width": width, "height": 640}, "color_scheme": scheme}
+    with opened(browser, running, errors, "?order=name", **context) as page:
+        bar = page.locator("li .bar").nth(1)  # after default
+        eventually(page, lambda: bar.get_attribute("aria-valuenow") == "50")
+        sold, lighter = bar.locator("div").all()
+        assert [part.evaluate("(part) => part.style.width") for part in (sold, lighter)] == ["20%", "30%"]
+        colours = [part.evaluate("(part) => getComputedStyle(part).backgroundColor") for part in (sold, lighter)]
+        assert colours[0] != colours[1]
+        rates = page.locator("li .rates").nth(1).inner_text()
+        assert re.match(r"50\xa0left, 30\xa0held, renews in\xa0\d+ (h|min|s)", rates)
+        assert str(bar.get_attribute("aria-valuetext")).startswith("50 of 100, open, 30\xa0held, renews in\xa0")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(OUTSIDE) == []
+        check_accessibility(page)
+        ask(f"quota/holds/{held}?n=10")
+        eventually(page, lambda: bar.get_attribute("aria-valuenow") == "30")
+        assert "held" not in page.locator("li .rates").nth(1).inner_text()
+    with opened(browser, running, errors, "?counter=seats", **context) as page:
+        assert "30\xa0held" in page.inner_text("#one .limit")
+        ask("seats?n=50&hold=600")
+        eventually(page, lambda: page.inner_text("#one .end") == "Sold out for now: what is held may come back.")
+    ask("quota?n=70")
+    with opened(browser, running, errors, "?counter=quota", **context) as page:
+        eventually(page, lambda: page.inner_text("#one .end").startswith("Sold out for now: it renews in "))
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert not errors
+
+
 HIDE = """
 let hidden = false;
 Object.defineProperty(document, "hidden", {get: () => hidden});
