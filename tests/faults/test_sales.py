@@ -193,7 +193,7 @@ class PostgresState:
 
     def sweep(self) -> None:
         """What every worker does about once a minute."""
-        while self._sql("CALL pythonricing.sweep(60, 1000, 0, NULL, NULL)")[0][-1] not in ("0", 0, ["0"], None):
+        while self._sql("CALL pythonricing.sweep(10000, 1000, 0, NULL, NULL)") != [("OK", ["0"])]:
             pass
 
     def tombstone(self) -> bool:

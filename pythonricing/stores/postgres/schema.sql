@@ -1591,8 +1591,8 @@ BEGIN
   total := total + removed;
   busy := busy OR removed = at_most;
   DELETE FROM pythonricing.hold WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM pythonricing.hold WHERE outcome IS NOT NULL AND due <= second
-    ORDER BY due LIMIT at_most FOR UPDATE SKIP LOCKED));
+    SELECT h.ctid FROM pythonricing.hold h WHERE h.outcome IS NOT NULL AND h.due <= second
+    ORDER BY h.due LIMIT at_most FOR UPDATE SKIP LOCKED));
   GET DIAGNOSTICS removed = ROW_COUNT;
   total := total + removed;
   busy := busy OR removed = at_most;
