@@ -148,7 +148,7 @@ local before, runs, records, keyed, waited = taken, {}, {}, 2, false
 local place, i, refused = 0, 21, false -- the claims that shares refuse, by their place in the batch
 while i < #ARGV do
   local times, size = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
-  i, place = i + 2, place + math.max(times, 1)
+  i, place = i + 2, place + (times > 0 and times or 1)
   if times > 0 and size > 0 then
     if (most == 0 or size <= most) and not (sale and sale.each > 0) then
       local admitted = math.max(0, math.min(times, math.floor((limit - taken) / size)))
@@ -199,14 +199,15 @@ while i < #ARGV do
       end
       -- A refusal is remembered once no lease can make room any more.
       if record and (admitted or above or taken + size - waited > limit) then
-        local told = { digits(epoch), digits(size), digits(number), digits(limit), admitted and '1' or above and '2' or '0' }
+        local told = string.format('%.0f:%.0f:%.0f:%.0f:%s', epoch, size, number, limit,
+          admitted and '1' or above and '2' or '0')
         if several ~= '' or times == 0 then
-          told[6] = several
+          told = told .. ':' .. several
         end
         if times == 0 then
-          told[7], told[8], told[9] = admitted and id or '', digits(expires), claimant
+          told = string.format('%s:%s:%.0f:%s', told, admitted and id or '', expires, claimant)
         end
-        redis.call('SET', KEYS[keyed], table.concat(told, ':'), 'EX', admitted and ARGV[14] or ARGV[15])
+        redis.call('SET', KEYS[keyed], told, 'EX', admitted and ARGV[14] or ARGV[15])
       end
     end
   end

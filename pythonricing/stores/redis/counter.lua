@@ -85,7 +85,7 @@ local function sorted(runs)
 end
 
 stored = stored or redis.call('HMGET', KEYS[1], 'count', 'limit', 'most', 'epoch', 'revision', 'base', 'lost', 'deleted',
-  'origin', 'moved', 'free', 'lease:' .. (ARGV[10] or ''), 'sale') -- as in quick.lua
+  'sale', 'moved', 'free', 'lease:' .. (ARGV[10] or '')) -- as in quick.lua
 local issued, limit, most, epoch = tonumber(stored[1]), tonumber(stored[2]), tonumber(stored[3]), tonumber(stored[4])
 local revision, base, lost, deleted = tonumber(stored[5]), tonumber(stored[6]), stored[7], stored[8]
 local moved, free = tonumber(stored[10]) or 0, {}
@@ -94,7 +94,7 @@ if stored[11] and string.match(stored[11], '^%d+') == stored[4] then
 end
 -- A counter that an earlier version has written: what is lost is apart, who began its epoch is `origin`.
 most, revision = most or 0, revision or 0
-base = base or (deleted or stored[9] == 'operator') and ALL or 0
+base = base or (deleted or redis.call('HGET', KEYS[1], 'origin') == 'operator') and ALL or 0
 issued = lost and math.max(issued or 0, tonumber(lost)) or issued
 lost, deleted = lost and true, deleted and true
 
@@ -108,11 +108,11 @@ lost, deleted = lost and true, deleted and true
 --   every, zone   how it renews
 local sale, now = nil, false
 local altered = false -- whether there is something of it to be kept
-if stored[13] then
+if stored[9] then
   sale, now = {}, time()
   local workers
   sale.given, sale.held, sale.due, sale.heap, sale.chunk, sale.each, sale.ends, sale.began, sale.resolved, sale.losses,
-    sale.every, sale.zone, workers = string.match(stored[13],
+    sale.every, sale.zone, workers = string.match(stored[9],
     '^(%d+) (%d+) (%d+) (%d+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+)(.*)$')
   for _, field in ipairs({ 'given', 'held', 'due', 'heap', 'each', 'ends', 'began', 'resolved', 'losses' }) do
     sale[field] = tonumber(sale[field])
@@ -135,7 +135,7 @@ local over = false -- the reply that asks for the window that contains the time
 local settled = script == 'claim' and stored[4] == ARGV[1] and stored[5] == ARGV[2] and issued >= tonumber(ARGV[3])
   and moved >= tonumber(ARGV[7]) and not lost and not deleted and not (sale and 0 < sale.ends and sale.ends <= now)
 
-local special, save_sale
+local special, save_sale, listed
 if sale or not settled or ARGV[20] == '1' then
   -- What a counter with holds, give-backs, claimants or windows has of its own; made where it has none.
   function special()
@@ -150,6 +150,23 @@ if sale or not settled or ARGV[20] == '1' then
       end
     end
     return sale
+  end
+
+  -- The leases of the workers that are known to have some, as HGETALL has them; or nil where it must be asked.
+  function listed()
+    if not sale then
+      return nil
+    end
+    local workers, fields = {}, {}
+    for _, worker in ipairs(sale.workers) do
+      local runs = redis.call('HGET', KEYS[1], 'lease:' .. worker)
+      if runs then
+        workers[#workers + 1] = worker
+        fields[#fields + 1], fields[#fields + 2] = 'lease:' .. worker, runs
+      end
+    end
+    sale.workers, altered = workers, altered or #workers < #sale.workers
+    return fields
   end
 
   function save_sale()
@@ -392,24 +409,14 @@ if not settled then
 end
 
 -- How many numbers are out on leases that may come back; `own` is what this worker's lease is by now. Leases that nobody
--- will ask for any more are removed.
+-- will ask for any more are removed. Each name that it captures costs every batch with a lease a little, as above.
 local function out(own, own_at)
-  local now, sum = time(), 0
+  local time = redis.call('TIME')
+  local now, sum = tonumber(time[1]) * 1000000 + tonumber(time[2]), 0
   if own_at and tonumber(own_at) > now - LEASE_RETURN then
     sum = total(own)
   end
-  local fields = sale and {} or redis.call('HGETALL', KEYS[1])
-  if sale then
-    local workers = {}
-    for _, worker in ipairs(sale.workers) do
-      local runs = redis.call('HGET', KEYS[1], 'lease:' .. worker)
-      if runs then
-        workers[#workers + 1] = worker
-        fields[#fields + 1], fields[#fields + 2] = 'lease:' .. worker, runs
-      end
-    end
-    sale.workers, altered = workers, altered or #workers < #sale.workers
-  end
+  local fields = listed and listed() or redis.call('HGETALL', KEYS[1])
   for i = 1, #fields, 2 do
     if string.sub(fields[i], 1, 6) == 'lease:' and fields[i] ~= 'lease:' .. ARGV[10] then
       local at, runs = string.match(fields[i + 1], '^' .. digits(epoch) .. ' (%d+)(.*)$')
