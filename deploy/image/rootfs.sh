@@ -22,21 +22,37 @@ cp -a --parents /usr/local/bin/{granian,probe,pythonricing} "$root"
 cp -a --parents "$stdlib" "$site" "$root"
 ln -s "$site/pythonricing/serve/granian-log.json" "$root/etc/pythonricing/"
 
-# Tools, tests and documentation of the standard library, what belongs to terminals, to mail and to databases in files, and
-# the codecs that neither HTTP nor a store speaks. Anything that the service imports is tried at the end of this script.
+# Tools, tests and documentation of the standard library, what belongs to terminals, to mail and to databases in files, what
+# stands in for modules in C, and the codecs that neither HTTP nor a store nor an archive speaks. Anything that the service
+# imports is tried at the end of this script.
 cd "$root$stdlib"
 rm -rf __phello__ _pyrepl config-* curses dbm ensurepip idlelib lib2to3 pydoc_data sqlite3 test tkinter turtledemo \
     unittest venv xml xmlrpc
-rm -f EXTERNALLY-MANAGED LICENSE.txt __hello__.py _pydecimal.py antigravity.py doctest.py ftplib.py imaplib.py \
-    mailbox.py pdb.py pickletools.py poplib.py pydoc.py sitecustomize.py this.py turtle.py
-rm -f lib-dynload/{_codecs_,_ctypes_test,_curses,_dbm,_sqlite3,_test,_xxtest,readline,xx}*
+rm -f EXTERNALLY-MANAGED LICENSE.txt __hello__.py _osx_support.py _pydatetime.py _pydecimal.py _pyio.py antigravity.py \
+    bdb.py cProfile.py cmd.py code.py doctest.py filecmp.py fileinput.py ftplib.py imaplib.py mailbox.py modulefinder.py \
+    optparse.py pdb.py pickletools.py plistlib.py poplib.py profile.py pstats.py pyclbr.py pydoc.py rlcompleter.py \
+    shelve.py sitecustomize.py smtplib.py statistics.py symtable.py tabnanny.py tarfile.py this.py trace.py turtle.py \
+    wave.py webbrowser.py zipapp.py
+rm -f lib-dynload/{_codecs_,_ctypes_test,_curses,_dbm,_lsprof,_sqlite3,_test,_xxtest,readline,xx}*
 find encodings -name '*.py' -regextype posix-extended -not -regex \
-    '.*/(__init__|aliases|ascii|charmap|cp1252|idna|iso8859_1|latin_1|punycode|(raw_)?unicode_escape|utf_.*)\.py' -delete
+    '.*/(__init__|aliases|ascii|charmap|cp1252|cp437|idna|iso8859_1|latin_1|punycode|(raw_)?unicode_escape|utf_.*)\.py' -delete
 
 # The sources that extension modules were compiled from, and their symbols (14 of uvloop's 16 MB).
 cd "$root$site"
 find . -type f -regextype posix-extended -regex '.*\.(c|h|pxd|pxi|pyi|pyx|cyclonedx\.json)' -delete
 find "$root" -name '*.so' -exec strip --strip-unneeded {} +
+
+# The zone database as one archive, a tenth of its size: its files are many and small.
+python3 - <<'EOF'
+import pathlib, shutil, zipfile
+
+with zipfile.ZipFile("tzdata.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    for file in sorted(pathlib.Path("tzdata").rglob("*")):
+        if file.is_file() and file.suffix not in {".tab", ".zi", ".pyc"} and file.name not in {"leapseconds", "zones"}:
+            archive.write(file)
+shutil.rmtree("tzdata")
+pathlib.Path("tzdata.pth").write_text("tzdata.zip\n")
+EOF
 
 # The loader and every shared library that the interpreter and the extension modules name.
 find "$root" -type f \( -name '*.so' -o -path "$root/usr/bin/*" \) -exec ldd {} + \
@@ -76,8 +92,9 @@ python3 -m compileall -q --invalidation-mode unchecked-hash -s "$root" -p / "$ro
 
 # What the service loads must be there, in the root it will have.
 chroot "$root" /usr/bin/python3 -B -I -c '
-import asyncio, sys
+import asyncio, sys, zoneinfo
 import granian.cli, granian.server, hiredis, prometheus_client.multiprocess, redis.asyncio, ssl, uvloop
 import pythonricing.serve.supervisor, pythonricing.serve.cli
+zoneinfo.ZoneInfo("Europe/Berlin")
 asyncio.run(asyncio.sleep(0), loop_factory=uvloop.new_event_loop)
 '

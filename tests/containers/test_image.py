@@ -68,6 +68,10 @@ def test_the_image_is_smaller_than_60_megabytes(image: str) -> None:
     assert inspect(image, "image")["Size"] < 60 * MB
 
 
+def test_it_knows_the_time_zones(running: str) -> None:
+    assert run_in(running, "from zoneinfo import ZoneInfo; print(ZoneInfo('Asia/Kolkata'))") == "Asia/Kolkata"
+
+
 def test_its_command_is_granian_with_16_workers_on_8080(image: str) -> None:
     config = inspect(image, "image")["Config"]
     command = config["Cmd"]
