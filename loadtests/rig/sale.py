@@ -108,11 +108,12 @@ class Sale:
             return self.sold_out
         if self.sold_out:
             self.wrong.append(f"{buyer.name} got numbers of a counter that was sold out")
+        last, hold, size = held["request_count"], held["hold"], held["size"]
+        if await self._claims(client, buyer, EACH + 1 - size) is not None:
+            self.wrong.append(f"{buyer.name} got more than {EACH}")
         if buyer.abandons:
             self.abandoned += 1
             return True
-        last, hold = held["request_count"], held["hold"]
-        size = held["size"]
         keeps = min(size, buyer.keeps)
         status, told = await self._ask(client, f"{self._path}/holds/{hold}" + (f"?n={keeps}" if keeps < size else ""))
         if status == 410:
@@ -122,8 +123,6 @@ class Sale:
             self.wrong.append(f"{buyer.name} confirmed {keeps} of {size} up to {last}: {status} {told}")
             return True
         self.owned[buyer.name] += range(last - size + 1, last - size + keeps + 1)
-        if await self._claims(client, buyer, EACH + 1 - keeps) is not None:
-            self.wrong.append(f"{buyer.name} got more than {EACH}")
         return True
 
     async def _claims(self, client: Client, buyer: Buyer, size: int) -> dict[str, Any] | None:
