@@ -28,8 +28,10 @@ pytestmark = pytest.mark.slow
 
 PYTHON = f"""
 from pythonricing_client import AuthenticatedClient, Client
-from pythonricing_client.api.default import claim, claim_default, confirm, delete, give_back, list_, live, put, read, release
-from pythonricing_client.models import Claimed, CounterChange, CounterList, CounterView, Halted, ProblemDetails, Resolved
+from pythonricing_client.api.default import claim, claim_default, delete, list_, live, put, read
+from pythonricing_client.api.default import confirm, give_back, release
+from pythonricing_client.models import Claimed, CounterChange, CounterList, CounterView, Halted, ProblemDetails
+from pythonricing_client.models import Resolved
 
 import sys
 
