@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests.rig.waiting import PATIENCE, wait_until
-from pythonricing.counting.model import StoreUnavailable, StoreURLError
+from pythonricing.counting.model import Rules, StoreUnavailable, StoreURLError, Wish
 from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
 from pythonricing.stores.redis.pipeline import Pipeline
@@ -273,3 +273,36 @@ def test_a_state_without_a_version_is_read_and_gets_one(empty_valkey: RedisServe
 
     asyncio.run(scenario())
     assert empty_valkey.run("HGET", "pythonricing:{seats}", "version") == "2"
+
+
+def test_a_state_with_leases_goes_on_and_has_its_version_until_it_has_more(empty_valkey: RedisServer) -> None:
+    counter, epoch = "pythonricing:{seats}", 1_700_000_000_000_000
+    fields: dict[str, Any] = {
+        "count": 20,
+        "limit": 1000,
+        "most": 0,
+        "epoch": epoch,
+        "revision": 2,
+        "base": 0,
+        "moved": 3,
+        "version": 2,
+    }
+    fields |= {"free": f"{epoch} 4-5", "lease:other": f"{epoch} {epoch} 11-18"}
+
+    async def scenario() -> None:
+        empty_valkey.run("HSET", counter, *(word for field in fields.items() for word in field))
+        async with opened(empty_valkey.url) as store:
+            assert (await store.claim(batch("seats", 1, 2))).runs == [(4, 5)]
+            await store.claim(batch("seats", 1, worker="other", back=[(11, 18)]))
+            assert (await store.claim(batch("seats", 2, 8))).runs == [(11, 18)]
+            known = (await store.read("seats")).seen
+            assert empty_valkey.run("HMGET", counter, "version", "revision") == ["2", "2"]
+            # Workers of that version compare the revision, before they count, and look at the version if it is another.
+            assert (await store.claim(batch("seats", 3, 1, seen=known, wishes=[Wish("id", 60, "")]))).runs == [(21, 21)]
+            assert empty_valkey.run("HMGET", counter, "version", "revision") == ["3", "02"]
+            assert (await store.claim(batch("seats", 4, 1, seen=known))).runs == [(22, 22)]
+            assert (await store.resolve("seats", word(known), "id", "release"))[1].count == 21
+            assert (await store.put("seats", word(), None, Rules(every="day")))[0].revision == 3
+            assert empty_valkey.run("HMGET", counter, "version", "revision") == ["3", "03"]
+
+    asyncio.run(scenario())
