@@ -243,6 +243,9 @@ MUTANTS = {
         "shares[claimant] = share_of(claimant) + size",
         "shares[claimant] = share_of(claimant) + (id == '' and size or 0)",
     ),
+    "shares kept without claimants": Mutant(
+        SCRIPTS, "or sale.chunk ~= '-' or sale.resolved > 0", "or sale.given > 0 or sale.resolved > 0"
+    ),
     "capped claims settled as others": Mutant(
         (Lane, "_settle"), "verdict.each, place in capped)", "verdict.each, False)"
     ),

@@ -256,6 +256,7 @@ class Observer:
         #: By machine and counter: the hash that was looked at, under which clock, and what it says.
         self._looks: dict[tuple[Machine, str], tuple[dict[bytes, bytes] | None, float, State]] = {}
         self._nodes: list[Ghost] = [NOTHING]
+        self._said: dict[tuple[str, str, bytes], Ghost] = {}
         self._replies: dict[tuple[str, str, int], list[tuple[bytes, Ghost]]] = {}
         self._batches: dict[tuple[str, str, int, int], Batch] = {}
         #: By worker and counter: when the batch that is on its way was first sent, and its sequence.
@@ -540,6 +541,8 @@ class Observer:
     def _told(self, call: Call, reply: bytes, node: Ghost) -> Ghost:
         """What a reply tells: a receipt tells what was so when it was written."""
         if call.batch is None:
+            if call.kind in ("put", "give_back"):
+                return self._said.setdefault((call.worker, call.name, reply), node)
             return node
         replies = self._replies.setdefault((call.worker, call.name, call.batch.sequence), [])
         for earlier, then in replies:

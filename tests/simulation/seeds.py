@@ -34,6 +34,7 @@ FAILED_ONCE: tuple[int, ...] = (
     5000000309,
     5100000221,
     5100000346,
+    5200001186,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.
@@ -141,4 +142,5 @@ NOTICED_AT: dict[str, int] = {
     "given back from a lease": 64,
     "hold resolved twice": 0,
     "receipt of a give-back not checked": 275,
+    "shares kept without claimants": 522,
 }
