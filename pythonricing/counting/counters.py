@@ -28,6 +28,7 @@ from pythonricing.counting.model import (
     TooMany,
     Wish,
     Word,
+    ZoneUnknown,
 )
 from pythonricing.counting.rules import total
 from pythonricing.counting.store import trouble
@@ -341,6 +342,9 @@ class Counters:
             yield
         except StateLost:
             (self._lanes.get(name) or self._lane(name)).lose()
+            raise
+        except ZoneUnknown as error:
+            self._journal.failed(name, error)
             raise
         except NoSuchCounter as error:
             lane = self._lanes.get(name)

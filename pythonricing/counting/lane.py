@@ -36,6 +36,7 @@ from pythonricing.counting.model import (
     StoreRejected,
     StoreUnavailable,
     TooMany,
+    ZoneUnknown,
 )
 from pythonricing.counting.rules import decide, newer
 
@@ -615,7 +616,8 @@ class Lane:
                 self.lose()
             elif not isinstance(error, StoreUnavailable):
                 worker.journal.failed(self.name, error)
-                error = StoreUnavailable(f"the store answered with an error: {error}")
+                told = "" if isinstance(error, ZoneUnknown) else "the store answered with an error: "
+                error = StoreUnavailable(f"{told}{error}")
         for future in unanswered:
             future.set_exception(type(error)(*error.args))
 

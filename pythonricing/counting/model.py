@@ -34,6 +34,8 @@ MAX_HOLD_SECONDS, RESOLVED_SECONDS = 86_400, 86_400
 MAX_NUMBERS = 1024
 #: Holds that a command may expire or forget, at most; those that are left come with the next one.
 MAX_DUE = 128
+#: Times that a read is repeated, at most, as long as it leaves holds that have expired.
+MAX_REREAD = 64
 #: Who a claim may be for.
 CLAIMANT = re.compile(r"[!-~]{1,128}")
 #: The first and the last number of a run of numbers.
@@ -54,6 +56,13 @@ class StoreUnavailable(StoreError):
 
 class StoreRejected(StoreError):
     """The store answered with an error and executed nothing."""
+
+
+class ZoneUnknown(StoreRejected):
+    """A counter's window is over, and the next one is of a time zone that this machine doesn't know: the argument."""
+
+    def __str__(self) -> str:
+        return f"this machine knows no time zone {self.args[0]!r}: its time-zone data lacks it"
 
 
 class NoSuchCounter(StoreError):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from pythonricing.counting.model import KEEP, Rules
+import msgspec
+
+from pythonricing.counting.model import KEEP, MAX_REREAD, Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from pythonricing.counting.model import (
         Action,
@@ -93,13 +95,28 @@ class Store(Protocol):
         """Forget a counter and remember that it was deleted. Raises NoSuchCounter too."""
 
     async def browse(self, limit: int, after: str = "") -> list[Counter]:
-        """The first `limit` counters by name whose names come after `after`, lost ones too; doesn't create any."""
+        """The first `limit` counters by name whose names come after `after`, lost ones too; doesn't create any.
+
+        One whose window is over, and whose next one this machine can't tell, is as it was (see ZoneUnknown).
+        """
 
     async def inspect(self) -> dict[str, dict[str, str]]:
         """What its servers say of themselves, by server and by their own names for it: for people, not for decisions.
 
         `clock` is how many microseconds their clock is ahead of this machine's.
         """
+
+
+async def reread(read: Callable[[], Awaitable[Counter]]) -> Counter:
+    """Read a counter again, as long as holds that have expired are left: each command looks at a few of them only."""
+    counter = first = await read()
+    expired = first.expired
+    for _ in range(MAX_REREAD):
+        if not 0 < counter.due * 1_000_000 <= counter.now or 0 < counter.ends <= counter.now:
+            break
+        counter = await read()
+        expired += counter.expired
+    return counter if counter is first else msgspec.structs.replace(counter, raised=first.raised, expired=expired)
 
 
 def trouble(store: Store) -> str:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
-from pythonricing.counting.model import BadRules
+from pythonricing.counting.model import BadRules, ZoneUnknown
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -55,7 +55,7 @@ def length(every: str) -> int:
 
 
 def window(every: str, zone: str, now: int) -> Window:
-    """The window that contains a moment, which is in microseconds, as the result is.
+    """The window that contains a moment, which is in microseconds, as the result is. Raises ZoneUnknown.
 
     Days begin at midnight, or where clocks are put forward then, with the first moment of their date; weeks on Monday.
     """
@@ -63,7 +63,10 @@ def window(every: str, zone: str, now: int) -> Window:
     if seconds:
         begins = now // (seconds * 1_000_000) * seconds
         return Window(begins * 1_000_000, (begins + seconds) * 1_000_000)
-    where = _zone(zone)
+    try:
+        where = _zone(zone)
+    except (ValueError, KeyError, OSError):
+        raise ZoneUnknown(zone) from None
     today = datetime.fromtimestamp(now // 1_000_000, where).date()
     match every:
         case "day":

@@ -13,7 +13,14 @@ import click
 import msgspec
 from loguru import logger
 
-from pythonricing.counting.model import NoSuchCounter, StateLost, StoreError, StoreUnavailable, StoreURLError
+from pythonricing.counting.model import (
+    NoSuchCounter,
+    StateLost,
+    StoreError,
+    StoreUnavailable,
+    StoreURLError,
+    ZoneUnknown,
+)
 from pythonricing.counting.store import trouble
 from pythonricing.serve.embedded import PATIENCE, EmbeddedError, embedded_valkey
 from pythonricing.serve.failure import Failure
@@ -74,7 +81,7 @@ class Opening(NamedTuple):
             return asyncio.run(run())
         except StateLost:
             raise Failure("the store has lost this counter's data; `pythonricing reset` starts it over") from None
-        except StoreURLError as error:
+        except (StoreURLError, ZoneUnknown) as error:
             raise Failure(str(error)) from None
         except StoreError as error:
             raise Failure(f"store {without_password(settings.store)} can't be used: {error}") from None

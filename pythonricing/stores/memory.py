@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -11,6 +12,8 @@ from pythonricing.counting.holds import capped, due, expire, give_back, own, res
 from pythonricing.counting.model import (
     KEEP,
     KEY_SECONDS,
+    MAX_DUE,
+    MAX_REREAD,
     REFUSED_KEY_SECONDS,
     Batch,
     ClaimantMissing,
@@ -28,6 +31,7 @@ from pythonricing.counting.model import (
     StoreUnavailable,
     TooMany,
     Verdict,
+    ZoneUnknown,
 )
 from pythonricing.counting.rules import ALL, State, decide, joined, lend, out, reconcile, renew, take, take_back, total
 from pythonricing.counting.windows import window
@@ -56,9 +60,9 @@ class MemoryStore:
         self._states: dict[str, State] = {}
         self._receipts: dict[tuple[str, str], tuple[int, Verdict | StoreError]] = {}
         self._words: OrderedDict[tuple[str, str], object] = OrderedDict()
-        # Each in order of arrival, so that the expired ones are at the front.
-        self._admitted: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
-        self._refused: OrderedDict[tuple[str, int, str], tuple[float, Replay]] = OrderedDict()
+        # By counter and key, with the epoch; in order of arrival, so that the expired ones are at the front.
+        self._admitted: OrderedDict[tuple[str, str], tuple[float, int, Replay]] = OrderedDict()
+        self._refused: OrderedDict[tuple[str, str], tuple[float, int, Replay]] = OrderedDict()
 
     def servers(self) -> Sequence[Server]:
         return ()
@@ -107,7 +111,7 @@ class MemoryStore:
         for place, (size, key, wish) in enumerate(claims):
             replay = None
             if key is not None:
-                replay = self._remembered(batch.name, state.epoch, key)
+                replay = self._remembered(batch.name, state, key)
                 replays.append(replay)
             claimant = "" if wish is None else wish.claimant
             cap = claimant != "" and capped(state, claimant, size)
@@ -125,7 +129,10 @@ class MemoryStore:
             if cap:
                 refused.append(place)
             full = full or not (answer.admitted or cap)
-            if key is not None and (got or cap or taken + size - self._out(state, now, more) > state.limit):
+            # A refusal is remembered once neither a lease nor a hold can make room any more.
+            if key is not None and (
+                got or (not state.held if cap else taken + size - out(state, now) - state.held > state.limit)
+            ):
                 number = got[-1][1] if got else taken
                 numbers = tuple(got) if len(got) > 1 else ()
                 hold = wish.hold if got and wish is not None else ""
@@ -162,7 +169,7 @@ class MemoryStore:
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
         state, raised = self._current(name, seen, create)
-        expired, _ = expire(state, self._now())
+        expired, _ = expire(state, self._now(), MAX_DUE * MAX_REREAD)
         return self._shown(name, state, raised, expired)
 
     async def put(
@@ -199,18 +206,20 @@ class MemoryStore:
             # What is gone starts over with the rules that were seen too.
             last = word.seen if state is None and restart else state
             kept = (0, 0, "", "") if last is None or last.deleted else _rules(last)
+            changed = _changed(kept, rules)
+            ends = _ends(changed, now)
             state = self._start(name, word.seen, limit, revision, restart)
-            state.most, state.each, state.every, state.zone = _changed(kept, rules)
-            state.ends = window(state.every, state.zone, now).ends if state.every else 0
+            state.most, state.each, state.every, state.zone = changed
+            state.ends = ends
             raised = None
         else:
             changed = _changed(_rules(state), rules)
             if state.lost or (limit, changed) != (state.limit, _rules(state)):
+                ends = state.ends if changed[2:] == (state.every, state.zone) else _ends(changed, now)
                 if state.lost:
                     state.base, state.lost = state.base if state.base < 0 else max(state.base, state.issued), False
-                if changed[2:] != (state.every, state.zone):
-                    state.ends = window(changed[2], changed[3], now).ends if changed[2] else 0
                 state.most, state.each, state.every, state.zone = changed
+                state.ends = ends
                 state.limit, state.revision = limit, state.revision + 1
             renew(state, now)
         expired, _ = expire(state, now)
@@ -259,9 +268,10 @@ class MemoryStore:
         names = sorted(name for name, state in states if name > after and (state.lost or not state.deleted))[:limit]
         shown = []
         for name in names:
-            state, now = self._states[name], self._now()
-            renew(state, now)
-            expired = 0 if state.lost else expire(state, now)[0]
+            state, now, expired = self._states[name], self._now(), 0
+            with suppress(ZoneUnknown):  # it is as it was, then
+                renew(state, now)
+                expired = 0 if state.lost else expire(state, now, MAX_DUE * MAX_REREAD)[0]
             shown.append(self._shown(name, state, None, expired))
         return shown
 
@@ -356,19 +366,30 @@ class MemoryStore:
 
     def _remember(self, name: str, epoch: int, key: str, replay: Replay) -> None:
         kept, seconds = (self._admitted, KEY_SECONDS) if replay.admitted else (self._refused, REFUSED_KEY_SECONDS)
-        kept[name, epoch, key] = (self._seconds() + seconds, replay)
+        kept.pop((name, key), None)
+        kept[name, key] = (self._seconds() + seconds, epoch, replay)
 
-    def _remembered(self, name: str, epoch: int, key: str) -> Replay | None:
+    def _remembered(self, name: str, state: State, key: str) -> Replay | None:
+        """The first answer to a key: an admission of this window or one before it, a refusal of this one."""
         now = self._seconds()
         for kept in (self._admitted, self._refused):
             while kept and next(iter(kept.values()))[0] <= now:
                 kept.popitem(last=False)
-        found = self._admitted.get((name, epoch, key)) or self._refused.get((name, epoch, key))
-        return None if found is None else found[1]
+        for kept, since in ((self._admitted, state.began), (self._refused, state.epoch)):
+            found = kept.get((name, key))
+            if found is not None and found[1] >= since:
+                return found[2]
+        return None
 
 
 def _missing(name: str, state: State | None) -> NoSuchCounter:
     return NoSuchCounter(name, None if state is None else Seen(state.epoch, state.revision, 0, 0, deleted=True))
+
+
+def _ends(rules: tuple[int, int, str, str], now: int) -> int:
+    """Where the window ends in which a counter with such rules is; 0: nowhere."""
+    _, _, every, zone = rules
+    return window(every, zone, now).ends if every else 0
 
 
 def _rules(state: State | Seen) -> tuple[int, int, str, str]:

@@ -105,10 +105,10 @@ MUTANTS = {
     "a count not written": Mutant(store.CLAIM, "if issued > known_issued then", "if issued > known_issued + 1 then"),
     # Keys
     "record of another epoch believed": Mutant(
-        store.CLAIM, "new = not known or string.match(known, '^%d+') ~= digits(epoch)", "new = not known"
+        store.CLAIM, "new = tonumber(since) < (sale and was == '1' and sale.began or epoch)", "new = false"
     ),
     "record not believed": Mutant(
-        store.CLAIM, "new = not known or string.match(known, '^%d+') ~= digits(epoch)", "new = true"
+        store.CLAIM, "new = tonumber(since) < (sale and was == '1' and sale.began or epoch)", "new = true"
     ),
     "record expires early": Mutant(store.CLAIM, "'EX', admitted and ARGV[14] or ARGV[15])", "'EX', 1)"),
     "replays in the wrong order": Mutant((Lane, "_settle"), "iter(verdict.replays)", "iter(verdict.replays[::-1])"),

@@ -69,7 +69,7 @@ CREATE TABLE IF NOT EXISTS pythonricing.receipt (
   PRIMARY KEY (name, worker)
 ) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 
--- The first answer to each idempotency key, valid in the epoch in which it was given.
+-- The first answer to each idempotency key: an admission is valid until the counter starts over, a refusal in its epoch.
 CREATE TABLE IF NOT EXISTS pythonricing.key (
   name text,
   key text,
@@ -956,7 +956,9 @@ BEGIN
     END IF;
     IF claim.key IS NOT NULL THEN
       SELECT k.record, k.words INTO known, words FROM pythonricing.key k
-        WHERE k.name = counter_name AND k.key = claim.key AND k.epoch = counter.epoch AND k.expires > clock_timestamp();
+        WHERE k.name = counter_name AND k.key = claim.key AND k.expires > clock_timestamp()
+          -- Of an earlier window an admission counts, a refusal doesn't.
+          AND k.epoch >= CASE WHEN k.record[4] = 1 THEN coalesce(counter.began, counter.epoch) ELSE counter.epoch END;
       IF FOUND AND special THEN
         told := told || (cardinality(known) + 3)::text || known[1:4]::text[] || coalesce(words, ARRAY['', '0', ''])
           || known[5:]::text[];
@@ -1007,10 +1009,11 @@ BEGIN
         CALL pythonricing.own(counter, got, hold_id, wishes[3 * place - 1]::bigint, claimant_id, moment, expires);
       END IF;
     END IF;
-    -- A refusal is remembered once no lease and no hold that has expired can make room any more.
+    -- A refusal is remembered once neither a lease nor a hold can make room any more.
     IF claim.key IS NOT NULL
-        AND (admitted > 0 OR capped OR counter.issued - spare + claim.size - waited
-          - CASE WHEN ripe THEN counter.held ELSE 0 END > counter."limit") THEN
+        AND (admitted > 0 OR CASE
+          WHEN capped THEN counter.held = 0
+          ELSE counter.issued - spare + claim.size - waited - coalesce(counter.held, 0) > counter."limit" END) THEN
       known := ARRAY[claim.size, counter.issued, counter."limit", admitted];
       IF admitted = 0 THEN
         known[2] := counter.issued - spare;

@@ -40,7 +40,9 @@ from pythonricing.counting.model import (
     StoreRejected,
     StoreUnavailable,
     Verdict,
+    ZoneUnknown,
 )
+from pythonricing.counting.store import reread
 from pythonricing.counting.windows import window
 from pythonricing.settings import without_password
 from pythonricing.stores.link import Link, stop
@@ -256,7 +258,10 @@ class PostgresStore:
         )
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
-        return _counter(name, await self._claim(name, "", 0, 0, seen, create, (0, None, None), [], None))
+        async def read() -> Counter:
+            return _counter(name, await self._claim(name, "", 0, 0, seen, create, (0, None, None), [], None))
+
+        return await reread(read)
 
     async def clock(self, name: str) -> int:
         return int((await self._run(CLOCK))["clock"])
@@ -290,7 +295,9 @@ class PostgresStore:
         for name, lost, told, stale in zip(*(row[column] or () for column in columns), strict=True):
             counter = msgspec.structs.replace(_counter(name, msgspec.json.decode(told)), lost=lost)
             if stale:
-                with contextlib.suppress(NoSuchCounter, StateLost):  # meanwhile; it is as it was before that
+                with contextlib.suppress(
+                    NoSuchCounter, StateLost, ZoneUnknown
+                ):  # meanwhile; it is as it was before that
                     counter = await self.read(name)
             counters.append(counter)
         return counters

@@ -164,7 +164,7 @@ while i < #ARGV do
         issued = issued + admitted * size
       end
       if admitted < times and not waited then
-        waited = out(lease, lease_at) + (more and sale.held or 0)
+        waited = out(lease, lease_at)
       end
     end
   else
@@ -175,7 +175,11 @@ while i < #ARGV do
     if size < 0 then
       keyed, size, record = keyed + 1, -size, true
       local known = redis.call('GET', KEYS[keyed])
-      new = not known or string.match(known, '^%d+') ~= digits(epoch)
+      if known then
+        -- Of an earlier window an admission counts, a refusal doesn't.
+        local since, was = string.match(known, '^(%d+):%d+:%d+:%d+:(%d)')
+        new = tonumber(since) < (sale and was == '1' and sale.began or epoch)
+      end
       records[#records + 1] = new and '-' or known
     end
     -- Each claim names a claimant just where there are claimants.
@@ -195,10 +199,11 @@ while i < #ARGV do
         refused = refused or {}
         refused[#refused + 1] = place - 1
       elseif not waited then
-        waited = out(lease, lease_at) + (more and sale.held or 0)
+        waited = out(lease, lease_at)
       end
-      -- A refusal is remembered once no lease can make room any more.
-      if record and (admitted or above or taken + size - waited > limit) then
+      -- A refusal is remembered once neither a lease nor a hold can make room any more.
+      local held = sale and sale.held or 0
+      if record and (admitted or above and held == 0 or not above and taken + size - waited - held > limit) then
         local told = string.format('%.0f:%.0f:%.0f:%.0f:%s', epoch, size, number, limit,
           admitted and '1' or above and '2' or '0')
         if several ~= '' or times == 0 then
@@ -213,7 +218,10 @@ while i < #ARGV do
   end
 end
 if not waited and (sequence == 0 or taken >= limit) then
-  waited = out(lease, lease_at) + (more and sale.held or 0)
+  waited = out(lease, lease_at)
+end
+if waited and more and sequence > 0 then
+  waited = waited + sale.held
 end
 
 -- Plenty may be left to be lent.

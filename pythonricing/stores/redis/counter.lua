@@ -408,7 +408,7 @@ if not settled then
   if script ~= 'clock' then
     if renew() then
       save()
-    elseif over then
+    elseif over and not (script == 'look' and ARGV[11] == 'stored') then
       return over
     end
   end

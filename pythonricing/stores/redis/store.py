@@ -33,7 +33,9 @@ from pythonricing.counting.model import (
     StoreRejected,
     StoreUnavailable,
     Verdict,
+    ZoneUnknown,
 )
+from pythonricing.counting.store import reread
 from pythonricing.counting.windows import window
 from pythonricing.stores.link import stop
 from pythonricing.stores.redis.pipeline import ignore
@@ -158,8 +160,12 @@ class RedisStore:
 
     async def read(self, name: str, seen: Seen | None = None, create: int | None = None) -> Counter:
         keys = [f"pythonricing:{{{name}}}", f"pythonricing:{{{name}}}:receipt:none"]
-        reply = await self._claim(name, keys, "", 0, 0, seen, create, (0, "", "", ""), [])
-        return _counter(name, [*reply[1:9], *reply[11:]])
+
+        async def read() -> Counter:
+            reply = await self._claim(name, keys, "", 0, 0, seen, create, (0, "", "", ""), [])
+            return _counter(name, [*reply[1:9], *reply[11:]])
+
+        return await reread(read)
 
     async def clock(self, name: str) -> int:
         keys = [f"pythonricing:{{{name}}}"]
@@ -225,15 +231,23 @@ class RedisStore:
         """A counter as it is, lost or not; or whether it is certain that it is gone."""
         try:
             async with asyncio.timeout(self._timeout / 2 if self._route.spread else None):
-                words = await self._script(
-                    LOOK, name, [f"pythonricing:{{{name}}}"], *self._common(None), "", confirm=False
-                )
+                return await reread(partial(self._listed, name))
+        except NoSuchCounter:
+            return True
         except (StoreUnavailable, TimeoutError):
             if self._route.spread:
                 return False
             raise
+
+    async def _listed(self, name: str) -> Counter:
+        """A counter as it is, lost or not."""
+        look = (LOOK, name, [f"pythonricing:{{{name}}}"], *self._common(None), "")
+        try:
+            words = await self._script(*look, "", confirm=False)
+        except ZoneUnknown:
+            words = await self._script(*look, "stored", confirm=False)
         if words[0] == b"GONE":
-            return True
+            raise NoSuchCounter(name)
         lost, *words = words
         return msgspec.structs.replace(_counter(name, words), lost=lost == b"1")
 
