@@ -241,11 +241,11 @@ class RedisStore:
 
     async def _listed(self, name: str) -> Counter:
         """A counter as it is, lost or not."""
-        look = (LOOK, name, [f"pythonricing:{{{name}}}"], *self._common(None), "")
+        keys, options = [f"pythonricing:{{{name}}}"], (*self._common(None), "")
         try:
-            words = await self._script(*look, "", confirm=False)
+            words = await self._script(LOOK, name, keys, *options, "", confirm=False)
         except ZoneUnknown:
-            words = await self._script(*look, "stored", confirm=False)
+            words = await self._script(LOOK, name, keys, *options, "stored", confirm=False)
         if words[0] == b"GONE":
             raise NoSuchCounter(name)
         lost, *words = words
