@@ -21,6 +21,7 @@ from pythonricing.counting.model import (
     HoldResolved,
     NoSuchCounter,
     NoSuchHold,
+    NoSuchNumber,
     Rules,
     StateLost,
     StoreError,
@@ -240,11 +241,18 @@ class Counters:
         """
         if total(runs) > MAX_NUMBERS:
             raise TooMany(MAX_NUMBERS)
+        if any(not 1 <= first <= last for first, last in runs):
+            raise NoSuchNumber
         lane = self._lanes.get(name)
         if lane is not None:
             lane.end_lease()
         with self._told(name):
-            given, counter = await self._speak(name, lambda word: self._store.give_back(name, word, runs))
+            async with self._answered(name):
+                seen = (await self._read(name)).seen
+            # Of the epoch that it is now: numbers of the same name in a later one are others.
+            given, counter = await self._speak(
+                name, lambda word: self._store.give_back(name, msgspec.structs.replace(word, seen=seen), runs)
+            )
         self._learn(counter).unhalt()
         self._journal.given_back(name, runs, given)
         return given, counter

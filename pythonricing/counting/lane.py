@@ -545,6 +545,8 @@ class Lane:
         orphaned: list[tuple[int, int]] = []
         scattered: list[tuple[Run, ...]] = []
         refused = 0
+        # Each command gives numbers of such holds back: they are waited for as long as there are some.
+        expiring = 0 < verdict.due <= verdict.now // 1_000_000
         for place, claim in enumerate(claims):
             future, size, wish = claim.future, claim.size, claim.wish
             given_up = future.done()
@@ -569,6 +571,8 @@ class Lane:
                         self.lease.used(1, size)
                 elif not given_up:
                     room = count - verdict.out + size <= limit
+                    if expiring:
+                        claim.until = 0.0
                     if room and not answer.capped and self._may_wait(claim):
                         self._again.append(claim)
                         continue

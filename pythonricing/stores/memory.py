@@ -100,7 +100,7 @@ class MemoryStore:
         refused: list[int] = []
         take_back(state, batch.worker, batch.back, batch.held)
         expired, more = expire(state, now)
-        before = state.count
+        before, limit = state.count, state.bound
         full = False
         nothing: list[None] = [None] * len(batch.sizes)
         claims = zip(batch.sizes, batch.keys or nothing, batch.wishes or nothing, strict=True)
@@ -112,7 +112,7 @@ class MemoryStore:
             claimant = "" if wish is None else wish.claimant
             cap = capped(state, claimant, size)
             try:
-                answer = decide(state.count, state.limit, size, state.most, replay, wish, state.each, cap)
+                answer = decide(state.count, limit, size, state.most, replay, wish, state.each, cap)
             except (KeyReused, TooMany, ClaimantMissing, ClaimantUnwanted):
                 continue
             if replay is not None:
@@ -123,19 +123,19 @@ class MemoryStore:
             if cap:
                 refused.append(place)
             full = full or not (answer.admitted or cap)
-            if key is not None and (got or cap or state.count + size - self._out(state, now, more) > state.limit):
+            if key is not None and (got or cap or state.count + size - self._out(state, now, more) > limit):
                 number = got[-1][1] if got else state.count
                 numbers = tuple(got) if len(got) > 1 else ()
                 hold = wish.hold if got and wish is not None else ""
-                replay = Replay(size, number, state.limit, bool(got), numbers, hold, expires, cap, claimant)
+                replay = Replay(size, number, limit, bool(got), numbers, hold, expires, cap, claimant)
                 self._remember(batch.name, state.epoch, key, replay)
-        waited = self._out(state, now, more) if full or state.count >= state.limit else 0
+        waited = self._out(state, now, more) if full or state.count >= limit else 0
         lent = lend(state, batch.worker, batch.want, now)
         verdict = Verdict(
             batch.attempt,
             state.epoch,
             state.revision,
-            state.limit,
+            limit,
             state.most,
             before,
             state.issued,
@@ -233,7 +233,8 @@ class MemoryStore:
         try:
             state, raised = self._current(name, word.seen, None)
             expired, _ = expire(state, self._now())
-            given = give_back(state, runs, self._now())
+            epoch = 0 if word.seen is None else word.seen.epoch
+            given = give_back(state, runs, self._now(), epoch)
         except (StateLost, NoSuchNumber) as error:
             # Sent again, it must not be executed once this is over.
             raise self._said(name, word, error) from None

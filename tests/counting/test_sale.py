@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pythonricing.counting.counters import Counters
+from pythonricing.counting.holds import expire
 from pythonricing.counting.journal import Journal
 from pythonricing.counting.model import (
     MAX_NUMBERS,
@@ -104,6 +106,9 @@ def test_a_halted_counter_admits_again_at_once_after_a_give_back_by_this_worker(
             await counters.give_back("seats", [(7, 7)])
         with pytest.raises(TooMany):
             await counters.give_back("seats", [(1, MAX_NUMBERS + 1)])
+        for never in ((0, 1), (-2, -1), (3, 2)):
+            with pytest.raises(NoSuchNumber):
+                await counters.give_back("seats", [never])
 
     recorder = Recorder()
     run(scenario, recorder)
@@ -154,6 +159,47 @@ def test_a_refusal_says_when_waiting_may_help() -> None:
         assert 0 < refusal.retry_after <= min(61, refusal.resets)
         await counters.put("cups", 0)
         assert (await counters.claim("cups")).retry_after == 0
+
+    run(scenario)
+
+
+def test_no_claim_is_refused_while_holds_are_over_whose_numbers_have_not_gone_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pythonricing.stores.memory.expire", partial(expire, most=1))
+    monkeypatch.setattr("pythonricing.counting.lane.AGAIN_SECONDS", 0.2)  # so that it takes longer than for leases
+
+    async def scenario(counters: Counters, store: Clocked) -> None:
+        await counters.put("seats", 7)
+        for _ in range(6):
+            await counters.claim("seats", hold=60)
+        store.ahead = 61
+        assert (await counters.claim("seats", 7)).request_count == 13
+        assert not (await counters.claim("seats")).admitted
+
+    run(scenario)
+
+
+def test_numbers_of_a_window_that_is_over_can_not_be_given_back() -> None:
+    async def scenario(counters: Counters, store: Clocked) -> None:
+        await counters.put("seats", 9, every="1h")
+        await counters.claim("seats", 5)
+        store.ahead = 3600
+        with pytest.raises(NoSuchNumber):
+            await counters.give_back("seats", [(5, 5)])
+        await counters.claim("seats", 5)
+        assert (await counters.give_back("seats", [(5, 5)]))[0] == 1
+
+        # A word that is held up until the window is over.
+        clock = store.clock
+
+        async def slow(name: str) -> int:
+            store.ahead += 3600
+            return await clock(name)
+
+        store.clock = slow  # type: ignore[method-assign]
+        with pytest.raises(NoSuchNumber):
+            await counters.give_back("seats", [(4, 4)])
 
     run(scenario)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests.rig.waiting import PATIENCE, wait_until
-from pythonricing.counting.model import StoreUnavailable, StoreURLError
+from pythonricing.counting.model import Rules, StoreUnavailable, StoreURLError, Wish
 from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
 from pythonricing.stores.redis.pipeline import Pipeline
@@ -262,6 +262,37 @@ def test_a_state_of_a_newer_version_closes_its_counter_and_says_so(
     assert running.get("/")[1] == {"request_count": 2, "limit": 10}
     running.stop()
     assert any("upgrade it" in record["message"] for record in running.log() if record["level"]["name"] == "ERROR")
+
+
+def test_workers_of_the_version_before_look_at_the_version_once_a_counter_has_a_hold(empty_valkey: RedisServer) -> None:
+    counter = "pythonricing:{seats}"
+
+    async def scenario() -> None:
+        async with opened(empty_valkey.url) as store:
+            await store.put("seats", word(), 10)
+            assert empty_valkey.run("HMGET", counter, "version", "revision") == ["2", "1"]
+            verdict = await store.claim(batch("seats", 1, 1, wishes=[Wish("a", 60)]))
+            # What is the text that they have seen they believe to be the state that they have seen.
+            version, revision = empty_valkey.run("HMGET", counter, "version", "revision")
+            assert (version, int(revision)) == ("3", verdict.revision)
+            assert revision != str(verdict.revision)
+            assert (await store.claim(batch("seats", 2, 1, seen=verdict.seen))).before == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_is_given_back_leaves_nobody_s_name_behind(empty_valkey: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(empty_valkey.url) as store:
+            await store.put("seats", word(), 10, Rules(each=4))
+            await store.claim(batch("seats", 1, 2, 1, wishes=[Wish("a", 60, "alice"), Wish("b", 60, "bob")]))
+            await store.resolve("seats", word(), "a", "release")
+            await store.give_back("seats", word(), [(3, 3)])
+
+    asyncio.run(scenario())
+    left = empty_valkey.run("HGETALL", "pythonricing:{seats}")
+    assert left[left.index("chunk:0") + 1] == "- 1-3 -"
+    assert not [each for each in left if "alice" in each or "bob" in each]
 
 
 def test_a_state_without_a_version_is_read_and_gets_one(empty_valkey: RedisServer) -> None:

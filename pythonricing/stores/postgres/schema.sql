@@ -86,8 +86,8 @@ CREATE TABLE IF NOT EXISTS pythonricing.hold (
 CREATE INDEX IF NOT EXISTS hold_open ON pythonricing.hold (name, due) WHERE outcome IS NULL;
 CREATE INDEX IF NOT EXISTS hold_resolved ON pythonricing.hold (due) WHERE outcome IS NOT NULL;
 
--- Numbers that were given back, in runs that lie apart; whose the numbers of claims for claimants are, those given back
--- too; and how many each claimant has of the others. Of epochs that are over they count for nothing.
+-- Numbers that were given back, in runs that lie apart; whose the numbers of claims for claimants are, perhaps those given
+-- back too; and how many each claimant has of the others. Of epochs that are over they count for nothing.
 CREATE TABLE IF NOT EXISTS pythonricing.given_back (
   name text, epoch bigint, first bigint, last bigint NOT NULL, PRIMARY KEY (name, epoch, first)
 );
@@ -543,6 +543,9 @@ BEGIN
       WHERE c.name = counter.name AND c.epoch = counter.epoch AND c.claimant = part.claimant;
     DELETE FROM pythonricing.claimant c
       WHERE c.name = counter.name AND c.epoch = counter.epoch AND c.claimant = ANY (claimants) AND c.share <= 0;
+    DELETE FROM pythonricing.owner o USING unnest(runs) run
+      WHERE o.name = counter.name AND o.epoch = counter.epoch AND o.first >= lower(run) AND o.first < upper(run)
+      AND o.last < upper(run);
   END IF;
 END $$;
 
@@ -883,21 +886,25 @@ BEGIN
     RETURN;
   END IF;
 
+  IF gone > 0 THEN
+    counter."limit" := least(counter."limit", 9007199254740991 - gone); -- there are no more numbers
+  END IF;
+
   -- Each expression costs a microsecond, since every call is a transaction: most batches meet few of those that follow.
   IF receipt.held IS NOT NULL OR counter.free IS NOT NULL THEN
     -- What the worker gives back becomes free, as far as it was lent in this state. Whatever else is said, no number
     -- counts as free and as held, or twice.
     FOR i IN 1..coalesce(cardinality(back), 0) BY 2 LOOP
-      run := int8multirange(int8range(back[i], back[i + 1], '[]'));
-      IF receipt.held @> run THEN
+      run := receipt.held * int8multirange(int8range(back[i], back[i + 1], '[]'));
+      IF NOT isempty(run) THEN
         receipt.held := receipt.held - run;
         counter.free := coalesce(counter.free, '{}') + run;
-        counter.moved := counter.moved + back[i + 1] - back[i] + 1;
+        counter.moved := counter.moved + pythonricing.total(run);
       END IF;
     END LOOP;
     FOR i IN 1..coalesce(cardinality(still), 0) BY 2 LOOP
-      run := int8multirange(int8range(still[i], still[i + 1], '[]'));
-      IF receipt.held @> run THEN
+      run := receipt.held * int8multirange(int8range(still[i], still[i + 1], '[]'));
+      IF NOT isempty(run) THEN
         receipt.held := receipt.held - run;
         held := coalesce(held, '{}') + run;
       END IF;
@@ -1019,7 +1026,7 @@ BEGIN
         held := held + int8multirange(int8range(lent[i], lent[i + 1], '[]'));
       END LOOP;
       receipt.lent := pythonricing.clock();
-      counter.lent := receipt.lent;
+      counter.lent := greatest(counter.lent, receipt.lent); -- where the clock went back
       changed := true;
     END IF;
   END IF;
@@ -1419,9 +1426,9 @@ END $$;
 
 -- Give numbers back that somebody owns: once, however often it is sent.
 --
--- `outcome` is OK, LATE, LOST, MISSING or OVER (see claim); NEVER, if one of them was never given; LEASED, while it may
--- be that a worker has one and will give it. `reply` is how many had not been given back before, and what is told of the
--- counter.
+-- `outcome` is OK, LATE, LOST, MISSING or OVER (see claim); NEVER, if one of them was never given in the epoch that was
+-- seen; LEASED, while it may be that a worker has one and will give it. `reply` is how many had not been given back before,
+-- and what is told of the counter.
 CREATE OR REPLACE PROCEDURE pythonricing.give_back(
   patience int,
   calendar text[],
@@ -1459,7 +1466,7 @@ BEGIN
   CALL pythonricing.meet(
     counter, raised, expired, changed, moment, calendar, tombstone_seconds, on_loss, seen_epoch, seen_revision,
     seen_issued, seen_limit, seen_most, seen_deleted, seen_moved, seen_more, outcome, reply);
-  IF outcome IS NULL AND (upper(wanted) - 1 > counter.issued OR coalesce(wanted && counter.free, false)) THEN
+  IF outcome IS NULL AND (counter.epoch > seen_epoch OR lower(wanted) < 1 OR upper(wanted) - 1 > counter.issued OR coalesce(wanted && counter.free, false)) THEN
     outcome := 'NEVER';
   ELSIF outcome IS NULL THEN
     -- What is on a lease that may come back may be given or not.
@@ -1480,6 +1487,23 @@ BEGIN
   -- What is still on a lease won't be given any more, and counts for nothing if it comes back.
   UPDATE pythonricing.receipt r SET held = r.held - wanted WHERE r.name = counter_name AND r.held && wanted;
   counter := pythonricing.special(counter);
+  IF counter.held > 0 THEN
+    -- They leave their holds; one that has no others is released.
+    WITH met AS (
+      SELECT h.id, h.size, h.runs - wanted AS runs FROM pythonricing.hold h
+      WHERE h.name = counter_name AND h.outcome IS NULL AND h.epoch = counter.epoch AND h.losses = counter.losses
+        AND h.runs && wanted
+    ), cut AS (
+      UPDATE pythonricing.hold h
+        SET size = pythonricing.total(met.runs), runs = met.runs,
+          outcome = CASE WHEN isempty(met.runs) THEN 'released' END,
+          due = CASE WHEN isempty(met.runs) THEN moment / 1000000 + 86400 ELSE h.due END
+        FROM met WHERE h.name = counter_name AND h.id = met.id
+        RETURNING met.size - h.size AS size, h.outcome
+    )
+    SELECT counter.held - coalesce(sum(cut.size), 0), counter.resolved + count(cut.outcome)
+      INTO counter.held, counter.resolved FROM cut;
+  END IF;
   CALL pythonricing.mark(counter, wanted, given);
   counter.moved := counter.moved + given;
   PERFORM pythonricing.save(counter, tombstone_seconds, false);

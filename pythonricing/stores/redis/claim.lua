@@ -75,21 +75,26 @@ end
 if lease_at then
   local known = runs_of(string.match(stored[12], ' .*$'))
   local function cut(run)
-    for index, each in ipairs(known) do
-      if each[1] <= run[1] and run[1] <= run[2] and run[2] <= each[2] then
-        known[#known + 1] = { run[2] + 1, each[2] }
-        each[2] = run[1] - 1
-        return true
+    local parts, left = {}, {}
+    for _, each in ipairs(known) do
+      local first, last = math.max(each[1], run[1]), math.min(each[2], run[2])
+      if first <= last then
+        parts[#parts + 1] = { first, last }
+        left[#left + 1], left[#left + 2] = { each[1], first - 1 }, { last + 1, each[2] }
+      else
+        left[#left + 1] = each
       end
     end
+    known = left
+    return parts
   end
-  for _, run in ipairs(runs_of(ARGV[18])) do
-    if cut(run) then
+  for _, back in ipairs(runs_of(ARGV[18])) do
+    for _, run in ipairs(cut(back)) do
       free[#free + 1], moved, stirred = run, moved + run[2] - run[1] + 1, true
     end
   end
-  for _, run in ipairs(runs_of(ARGV[19])) do
-    if cut(run) then
+  for _, still in ipairs(runs_of(ARGV[19])) do
+    for _, run in ipairs(cut(still)) do
       lease[#lease + 1] = run
     end
   end
@@ -103,6 +108,9 @@ if sale then
   expire()
 end
 local given = sale and sale.given or 0
+if given > 0 and sequence > 0 then
+  limit = math.min(limit, ALL - 1 - given) -- there are no more numbers
+end
 local top = limit + given -- the highest number that may be given
 
 local take, gather
@@ -255,6 +263,9 @@ end
 -- Mostly as it was stored: that saves a tenth of the script.
 local reply = saved and { ARGV[12], digits(epoch), digits(revision), digits(limit), digits(most) }
   or { ARGV[12], stored[4], stored[5] or '0', stored[2], stored[3] or '0' }
+if sale then
+  reply[3], reply[4] = digits(revision), digits(limit)
+end
 reply[6] = string.format('%.0f %.0f %.0f %.0f', before, issued, moved, waited or 0)
 reply[7] = runs[1] and text(runs) or '-'
 reply[8] = lent[1] and text(lent) or '-'

@@ -11,8 +11,8 @@
 --
 -- ARGV[1..7] what the worker has seen: epoch, revision, issued, limit, most, deleted (1 or 0), moved; or '' each
 -- ARGV[8]    what a loss does: "halt" marks the counter as lost; "raise" lifts it to what is known of it
--- ARGV[9]    what else it has seen, and a window of the calendar: "resolved each ends every zone begins ends", "-" for no
---            every or zone and 0 for what isn't known; or ''
+-- ARGV[9]    what else it has seen: "resolved each ends every zone", "-" for no every or zone and 0 for what isn't known;
+--            and windows of the calendar, each " every zone begins ends"; or ''
 -- ARGV[10]   the worker, or '' where it has no part in this
 --
 -- Numbers stay exact up to 2^53 ('%.0f': Lua's own conversion keeps 14 digits).
@@ -132,7 +132,8 @@ local forgotten = false -- whether what was free and leased is over
 -- state cost a fifth of the script, so they are only made where they may be needed.
 local save, forget, start, reconcile, recover, missing, renew, follow, rule, clear, window
 local over = false -- the reply that asks for the window that contains the time
-local settled = script == 'claim' and stored[4] == ARGV[1] and stored[5] == ARGV[2] and issued >= tonumber(ARGV[3])
+local settled = script == 'claim' and stored[4] == ARGV[1]
+  and (stored[5] == ARGV[2] or sale and revision == tonumber(ARGV[2])) and issued >= tonumber(ARGV[3])
   and moved >= tonumber(ARGV[7]) and not lost and not deleted and not (sale and 0 < sale.ends and sale.ends <= now)
 
 local special, save_sale, listed
@@ -174,7 +175,8 @@ if sale or not settled or ARGV[20] == '1' then
       return text ~= '' and text or '-'
     end
     local workers = sale.workers[1] and ' ' .. table.concat(sale.workers, ' ') or ''
-    redis.call('HSET', KEYS[1], 'version', VERSION, 'moved', digits(moved), 'sale',
+    -- The revision isn't the text that workers of the version before have seen: so they look at the version.
+    redis.call('HSET', KEYS[1], 'version', VERSION, 'revision', digits(revision) .. ' ', 'moved', digits(moved), 'sale',
       string.format('%.0f %.0f %.0f %.0f %s %.0f %.0f %.0f %.0f %.0f %s %s', sale.given, sale.held, sale.due, sale.heap,
         sale.chunk, sale.each, sale.ends, sale.began, sale.resolved, sale.losses, word(sale.every), word(sale.zone))
       .. workers)
@@ -194,7 +196,7 @@ if not settled then
   function save()
     saved = true
     while chunk ~= '-' do
-      local before, owners = string.match(redis.call('HGET', KEYS[1], 'chunk:' .. chunk), '^(%S+) %S+(.*)$')
+      local before, owners = string.match(redis.call('HGET', KEYS[1], 'chunk:' .. chunk), '^(%S+) %S+ %S+(.*)$')
       redis.call('HDEL', KEYS[1], 'chunk:' .. chunk)
       for claimant in string.gmatch(owners, ' %d+%-%d+ (%S+)') do
         redis.call('HDEL', KEYS[1], 'for:' .. claimant)
@@ -216,7 +218,16 @@ if not settled then
         end
       end
     end
-    if sale and (sale.heap > 0 or sale.each > 0 or sale.every ~= '' or sale.given > 0 or sale.resolved > 0) then
+    if sale and stored[8] and not deleted and stored[4] == digits(epoch) then
+      -- Deleted, and there again in the same epoch, since a worker has seen more: nobody holds anything.
+      for place = 1, sale.heap do
+        local id = string.match(redis.call('HGET', KEYS[1], 'heap:' .. place), ' (.*)$')
+        redis.call('HDEL', KEYS[1], 'heap:' .. place, 'hold:' .. id)
+      end
+      sale.heap, sale.due = 0, 0
+    end
+    if sale and (sale.heap > 0 or sale.each > 0 or sale.every ~= '' or sale.chunk ~= '-' or sale.resolved > 0
+      or sale.began ~= epoch) then
       sale.workers = forgotten and {} or sale.workers
       save_sale()
     else
@@ -262,11 +273,10 @@ if not settled then
     forget()
   end
 
-  -- What the worker has seen beyond ARGV[7], and the window that it has computed.
-  local more = { string.match(ARGV[9] or '', '^(%d+) (%d+) (%d+) (%S+) (%S+) (%d+) (%d+)$') }
+  -- What the worker has seen beyond ARGV[7], and the windows that it has computed.
+  local more = { string.match(ARGV[9] or '', '^(%d+) (%d+) (%d+) (%S+) (%S+)(.*)$') }
   local seen_resolved, seen_each, seen_ends = tonumber(more[1]) or 0, tonumber(more[2]) or 0, tonumber(more[3]) or 0
   local seen_every, seen_zone = more[4] or '-', more[5] or '-'
-  local begins, stops = tonumber(more[6]), tonumber(more[7])
 
   -- Begin and end of the window that contains the time; or nil, and `over` asks for it.
   function window(every, zone)
@@ -275,10 +285,14 @@ if not settled then
       length = length * ({ s = 1, m = 60, h = 3600, d = 86400 })[unit] * 1000000
       local from = now - math.fmod(now, length)
       return from, from + length
-    elseif begins and begins <= now and now < stops then
-      return begins, stops
     end
-    over = 'OVER ' .. digits(now) .. ' ' .. every .. ' ' .. (zone ~= '' and zone or '-')
+    zone = zone ~= '' and zone or '-'
+    for of_every, of_zone, begins, stops in string.gmatch(more[6] or '', ' (%S+) (%S+) (%d+) (%d+)') do
+      if of_every == every and of_zone == zone and tonumber(begins) <= now and now < tonumber(stops) then
+        return tonumber(begins), tonumber(stops)
+      end
+    end
+    over = 'OVER ' .. digits(now) .. ' ' .. every .. ' ' .. zone
   end
 
   -- Begin the window that contains the time, if the one before is over; returns whether it did, and nothing is kept yet.
