@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 #: How many numbers one buyer may have.
 EACH = 4
-#: Seconds for which numbers are held, and those after which whoever found no room comes again.
-HOLD, PAUSE = 2, 0.2
+#: Seconds after which whoever found no room, or got no answer, comes again.
+PAUSE = 0.2
 
 
 class Buyer(NamedTuple):
@@ -46,13 +46,15 @@ class Buyer(NamedTuple):
 class Sale:
     """Everybody buys in the background until the counter is sold out; who finds no room while numbers are held waits.
 
-    Whatever gets no answer or a 503 is asked for again: claims with their keys, confirmations as they are.
+    `hold` is for how many seconds. Whatever gets no answer or a 503 is asked for again: claims with their keys,
+    confirmations as they are.
     """
 
-    def __init__(self, service: Service, counter: str, buyers: int, connections: int = 64) -> None:
+    def __init__(self, service: Service, counter: str, buyers: int, hold: int, connections: int = 64) -> None:
         self._port = service.port
         self._path = f"/counters/{counter}"
         self._buyers = buyers
+        self._hold = hold
         self._connections = connections
         #: The numbers that are confirmed, by buyer; how many holds were abandoned, and how many expired before that.
         self.owned: dict[str, list[int]] = defaultdict(list)
@@ -106,11 +108,12 @@ class Sale:
             return self.sold_out
         if self.sold_out:
             self.wrong.append(f"{buyer.name} got numbers of a counter that was sold out")
+        last, hold, size = held["request_count"], held["hold"], held["size"]
+        if await self._claims(client, buyer, EACH + 1 - size) is not None:
+            self.wrong.append(f"{buyer.name} got more than {EACH}")
         if buyer.abandons:
             self.abandoned += 1
             return True
-        last, hold = held["request_count"], held["hold"]
-        size = held["size"]
         keeps = min(size, buyer.keeps)
         status, told = await self._ask(client, f"{self._path}/holds/{hold}" + (f"?n={keeps}" if keeps < size else ""))
         if status == 410:
@@ -120,14 +123,12 @@ class Sale:
             self.wrong.append(f"{buyer.name} confirmed {keeps} of {size} up to {last}: {status} {told}")
             return True
         self.owned[buyer.name] += range(last - size + 1, last - size + keeps + 1)
-        if await self._claims(client, buyer, EACH + 1 - keeps) is not None:
-            self.wrong.append(f"{buyer.name} got more than {EACH}")
         return True
 
     async def _claims(self, client: Client, buyer: Buyer, size: int) -> dict[str, Any] | None:
         """What a claim with a hold got, or None if it was refused."""
         key = uuid.uuid4().hex
-        query = f"?n={size}&hold={HOLD}&for={buyer.name}"
+        query = f"?n={size}&hold={self._hold}&for={buyer.name}"
         status, told = await self._ask(client, self._path + query, Idempotency_Key=key)
         if status not in (200, 429):
             self.wrong.append(f"{buyer.name} claimed {size}: {status} {told}")

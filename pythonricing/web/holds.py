@@ -63,6 +63,8 @@ async def give_back(request: Request) -> Response:
     parts = Parts.of(request)
     authorize(request, parts.admin_token)
     name = existing(request)
+    if request.scope["query_string"]:
+        raise unprocessable("which numbers go back is in the path: there is no query string here")
     found = NUMBERS.fullmatch(request.path_params["numbers"])
     if found is None or not 1 <= int(found[1]) <= int(found[2]) <= MAX_COUNT:
         raise unprocessable("numbers are the first and the last one, such as 7-9 or 7-7, from 1 and not backwards")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,14 @@ SEGMENT = st.one_of(
                 b"n=%D9%A1",
                 b"&&&n=2;n=3",
                 b"n=" + b"9" * 5000,
+                b"hold=0",
+                b"hold=%D9%A1",
+                b"hold=99999",
+                b"hold=60&hold=60",
+                b"hold=" + b"9" * 900,
+                b"for=alice",
+                b"for=%00",
+                b"for=" + b"a" * 129,
             ]
         ),
     )
@@ -151,6 +160,26 @@ def test_a_bad_name_is_refused(target: Service, segment: bytes, method: bytes) -
 
 
 @SETTINGS
+@given(
+    st.sampled_from([b"holds", b"numbers"]),
+    st.one_of(
+        SEGMENT,
+        st.tuples(st.integers(), st.integers()).map(lambda run: b"%d-%d" % run),
+        st.binary(min_size=16, max_size=16).map(lambda raw: base64.urlsafe_b64encode(raw).rstrip(b"=")),
+        st.sampled_from(
+            [b"1-", b"-1", b"0-0", b"2-1", b"1-1025", b"1-9007199254740992", b"%31-1", b"1-1/", b"1-1?n=1"]
+        ),
+    ),
+    st.sampled_from([b"POST", b"DELETE", b"GET", b"PUT"]),
+)
+def test_a_bad_hold_or_number_is_refused(target: Service, kind: bytes, segment: bytes, method: bytes) -> None:
+    statuses = attack(
+        target, request(method, b"/counters/default/" + kind + b"/" + segment, b"Authorization: Bearer secret")
+    )
+    assert kind == b"numbers" or 200 not in statuses  # nobody has a hold
+
+
+@SETTINGS
 @given(st.lists(st.one_of(VISIBLE, HEADER), min_size=1, max_size=2))
 @example([b"\xc3\xa9"])
 @example([b"k" * 256])
@@ -165,7 +194,10 @@ def test_a_bad_key_is_refused(target: Service, keys: list[bytes]) -> None:
         st.binary(max_size=200),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["limit", "x"]), inner),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["limit", "each", "every", "zone", "x"]), inner)
+            ),
             max_leaves=10,
         ).map(lambda value: repr(value).replace("'", '"').encode("utf-8", "surrogatepass")),
         st.sampled_from(
@@ -180,6 +212,12 @@ def test_a_bad_key_is_refused(target: Service, keys: list[bytes]) -> None:
                 b"\xff\xfe",
                 b'{"\xff": 1}',
                 b'{"limit": true}',
+                b'{"limit": 5, "each": 6}',
+                b'{"limit": 5, "every": "0s"}',
+                b'{"limit": 5, "every": "day", "zone": "../../../etc/passwd"}',
+                b'{"limit": 5, "every": "day", "zone": "\\u0000"}',
+                b'{"limit": 5, "every": "day", "zone": "Europe"}',
+                b'{"limit": 5, "every": "999999999d"}',
             ]
         ),
     )

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from loadtests.rig.victims import Victim
 
-#: Version 0.1.0, and the last revision that knows no leases.
-FIRST, LATEST = "07ed495", "571f283"
+#: Version 0.1.0, the last revision that knows no leases, and the last one that knows no holds.
+FIRST, LEASELESS, HOLDLESS = "07ed495", "571f283", "f913145"
 #: More than any load here claims.
 MUCH = 10**9
 
 
-@pytest.fixture(params=[FIRST, LATEST])
+@pytest.fixture(params=[FIRST, LEASELESS, HOLDLESS])
 def revision(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -115,3 +115,20 @@ def test_what_operators_say_to_one_version_the_other_obeys_or_closes(
         assert len(set(numbers)) == len(numbers), answers
         # Whichever word is the first to notice a loss does nothing else.
         wait_until(partial(is_set, after), "the counter to be set")
+
+
+@pytest.mark.parametrize("revision", [HOLDLESS])
+def test_a_counter_with_holds_is_closed_to_workers_that_know_none_and_others_are_not(
+    before: Service, revision: str, victim: Victim, service: Callable[..., Service]
+) -> None:
+    if isinstance(victim, PostgresVictim):
+        pytest.skip("its workers are closed, as the other test sees")
+    put_counters(before, 100)
+    after = service(victim.url, "/readyz", store_timeout=20, halt_cache=0)
+    asked = [(each, name) for each in (before, after, before) for name in COUNTERS]
+    assert {each.get(f"/counters/{name}", "POST")[0] for each, name in asked} == {200}
+    assert after.get("/counters/seats?hold=600", "POST")[0] == 200
+    status, problem = before.get("/counters/seats", "POST")
+    assert (status, "newer than this pythonricing knows" in problem["detail"]) == (503, True), problem
+    assert after.get("/counters/seats", "POST")[0] == 200
+    assert {each.get("/counters/default", "POST")[0] for each in (before, after)} == {200}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Seconds that an answer may take beyond its timeout.
 SLACK = 0.3
+#: Seconds after which a store may have forgotten a lease that did not come back (see claim.lua).
+LEASE_KEPT = 3600
 
 
 def judge(scene: Scene) -> None:
@@ -292,7 +294,8 @@ def _spent(scene: Scene, grant: Grant) -> bool:
     """Whether a lease may never have come back: the store, or the numbers' epoch, is not what it was any more."""
     history = scene.history
     return (
-        any(at >= grant.sent for at in scene.observer.lost_at)
+        scene.world.time() - grant.time > LEASE_KEPT
+        or any(at >= grant.sent for at in scene.observer.lost_at)
         or any(at > grant.time for at in history.forgotten.get(grant.name, ()))
         or any(at >= grant.sent for at in history.resets.get(grant.name, ()))
         or (grant.worker, grant.name) in history.in_doubt

@@ -26,6 +26,7 @@ FAILED_ONCE: tuple[int, ...] = (
     1795625917444,
     4000001443,
     4200000716,
+    4300005046,
 )
 
 #: As `make simulate ARGS='--mutants'` tells.

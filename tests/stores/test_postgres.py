@@ -34,6 +34,7 @@ from pythonricing.counting.model import (
     StoreRejected,
     StoreUnavailable,
     StoreURLError,
+    Wish,
     Word,
 )
 from pythonricing.counting.store import trouble
@@ -243,6 +244,74 @@ def test_a_schema_without_leases_is_brought_up_to_date_and_keeps_all(empty_postg
             assert [counter.count for counter in await store.browse(10)] == [7, 5]
             await store.put("set", word(), 1000, Rules(most=0))
             assert (await store.claim(batch("set", sequence=2, want=8))).lent == [(6, 13)]
+        with pytest.raises(asyncpg.UndefinedFunctionError):
+            await claim.fetchrow()
+        await old.close()
+
+    asyncio.run(scenario())
+    assert empty_postgres.sql("SELECT version FROM pythonricing.installation") == [(postgres.VERSION,)]
+
+
+#: And of the one that knows leases.
+VERSION_4 = """
+CREATE SCHEMA pythonricing;
+CREATE TABLE pythonricing.counter (
+  name text PRIMARY KEY, issued bigint NOT NULL, "limit" bigint NOT NULL, most bigint NOT NULL DEFAULT 0,
+  epoch bigint NOT NULL, revision bigint NOT NULL DEFAULT 0, base bigint NOT NULL DEFAULT 0,
+  lost boolean NOT NULL DEFAULT false, deleted_until timestamptz, moved bigint NOT NULL DEFAULT 0,
+  free int8multirange, lent bigint
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
+CREATE TABLE pythonricing.receipt (
+  name text, worker text, sequence bigint NOT NULL, reply bigint[] NOT NULL, expires timestamptz NOT NULL,
+  held int8multirange, lent bigint, PRIMARY KEY (name, worker)
+);
+CREATE TABLE pythonricing.key (
+  name text, key text, epoch bigint NOT NULL, record bigint[] NOT NULL, expires timestamptz NOT NULL,
+  PRIMARY KEY (name, key)
+);
+CREATE TABLE pythonricing.installation (
+  only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+  version int NOT NULL, swept timestamptz NOT NULL DEFAULT now()
+);
+CREATE PROCEDURE pythonricing.claim(patience int, counter_name text, OUT outcome text, OUT reply bigint[])
+LANGUAGE plpgsql AS $$ BEGIN outcome := 'OK'; END $$;
+INSERT INTO pythonricing.counter VALUES
+  ('set', 20, 1000, 0, 1700000000000000, 2, 0, false, NULL, 3, '{[4,6)}', 1700000000000000),
+  ('lost', 7, 10, 0, 1700000000000000, 1, 0, true, NULL, 0, NULL, NULL),
+  ('gone', 0, 0, 0, 1700000000000000, 1, 9007199254740992, false, now() + interval '1 day', 0, NULL, NULL);
+INSERT INTO pythonricing.receipt VALUES
+  ('set', 'old', 7, '{0,1700000000000000,2,1000,0,19,20,3,0,NULL,2,20,20,0}', now() + interval '1 day'),
+  ('set', 'lent', 3, '{0,1700000000000000,2,1000,0,11,18,3,0,NULL,0,2,11,18}', now() + interval '1 day');
+UPDATE pythonricing.receipt SET held = '{[11,19)}', lent = 1700000000000000 WHERE worker = 'lent';
+INSERT INTO pythonricing.key VALUES ('set', 'k', 1700000000000000, '{2,4,10,1}', now() + interval '1 day');
+INSERT INTO pythonricing.installation (version) VALUES (4);
+"""
+
+
+def test_a_schema_without_holds_is_brought_up_to_date_and_keeps_all(empty_postgres: PostgresServer) -> None:
+    empty_postgres.sql(VERSION_4, "SELECT")
+    epoch = 1_700_000_000_000_000
+
+    async def scenario() -> None:
+        old = await asyncpg.connect(empty_postgres.url)
+        claim = await old.prepare("CALL pythonricing.claim(1000, 'set', NULL, NULL)")
+        await claim.fetchrow()
+        async with opened(empty_postgres.url) as store:
+            kept = Counter("set", 18, 1000, epoch, revision=2, issued=20, moved=3)
+            assert await store.read("set", kept.seen) == kept
+            verdict = await store.claim(batch("set", 2, 1, keys=["k", None]))
+            assert (verdict.replays, verdict.runs) == ([Replay(2, 4, 10, True)], [(4, 4)])
+            assert (await store.claim(batch("set", sequence=4, worker="lent", back=[(11, 18)]))).before == 11
+            assert (await store.claim(batch("set", 8, sequence=2, seen=kept.seen))).runs == [(11, 18)]
+            verdict = await store.claim(batch("set", 2, sequence=3, seen=kept.seen, wishes=[Wish("id", 60, "")]))
+            assert verdict.runs == [(21, 22)]
+            assert (await store.resolve("set", word(), "id", "confirm", 1))[1].given_back == 1
+            with pytest.raises(StateLost):
+                await store.read("lost")
+            assert (await store.put("lost", word(), None, Rules(every="day")))[0].count == 7
+            with pytest.raises(NoSuchCounter) as raised:
+                await store.read("gone")
+            assert raised.value.seen == Seen(epoch, 1, 0, 0, deleted=True)
         with pytest.raises(asyncpg.UndefinedFunctionError):
             await claim.fetchrow()
         await old.close()

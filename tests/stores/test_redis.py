@@ -264,23 +264,6 @@ def test_a_state_of_a_newer_version_closes_its_counter_and_says_so(
     assert any("upgrade it" in record["message"] for record in running.log() if record["level"]["name"] == "ERROR")
 
 
-def test_workers_of_the_version_before_look_at_the_version_once_a_counter_has_a_hold(empty_valkey: RedisServer) -> None:
-    counter = "pythonricing:{seats}"
-
-    async def scenario() -> None:
-        async with opened(empty_valkey.url) as store:
-            await store.put("seats", word(), 10)
-            assert empty_valkey.run("HMGET", counter, "version", "revision") == ["2", "1"]
-            verdict = await store.claim(batch("seats", 1, 1, wishes=[Wish("a", 60)]))
-            # What is the text that they have seen they believe to be the state that they have seen.
-            version, revision = empty_valkey.run("HMGET", counter, "version", "revision")
-            assert (version, int(revision)) == ("3", verdict.revision)
-            assert revision != str(verdict.revision)
-            assert (await store.claim(batch("seats", 2, 1, seen=verdict.seen))).before == 1
-
-    asyncio.run(scenario())
-
-
 def test_what_is_given_back_leaves_nobody_s_name_behind(empty_valkey: RedisServer) -> None:
     async def scenario() -> None:
         async with opened(empty_valkey.url) as store:
@@ -304,3 +287,36 @@ def test_a_state_without_a_version_is_read_and_gets_one(empty_valkey: RedisServe
 
     asyncio.run(scenario())
     assert empty_valkey.run("HGET", "pythonricing:{seats}", "version") == "2"
+
+
+def test_a_state_with_leases_goes_on_and_has_its_version_until_it_has_more(empty_valkey: RedisServer) -> None:
+    counter, epoch = "pythonricing:{seats}", 1_700_000_000_000_000
+    fields: dict[str, Any] = {
+        "count": 20,
+        "limit": 1000,
+        "most": 0,
+        "epoch": epoch,
+        "revision": 2,
+        "base": 0,
+        "moved": 3,
+        "version": 2,
+    }
+    fields |= {"free": f"{epoch} 4-5", "lease:other": f"{epoch} {epoch} 11-18"}
+
+    async def scenario() -> None:
+        empty_valkey.run("HSET", counter, *(word for field in fields.items() for word in field))
+        async with opened(empty_valkey.url) as store:
+            assert (await store.claim(batch("seats", 1, 2))).runs == [(4, 5)]
+            await store.claim(batch("seats", 1, worker="other", back=[(11, 18)]))
+            assert (await store.claim(batch("seats", 2, 8))).runs == [(11, 18)]
+            known = (await store.read("seats")).seen
+            assert empty_valkey.run("HMGET", counter, "version", "revision") == ["2", "2"]
+            # Workers of that version compare the revision, before they count, and look at the version if it is another.
+            assert (await store.claim(batch("seats", 3, 1, seen=known, wishes=[Wish("id", 60, "")]))).runs == [(21, 21)]
+            assert empty_valkey.run("HMGET", counter, "version", "revision") == ["3", "02"]
+            assert (await store.claim(batch("seats", 4, 1, seen=known))).runs == [(22, 22)]
+            assert (await store.resolve("seats", word(known), "id", "release"))[1].count == 21
+            assert (await store.put("seats", word(), None, Rules(every="day")))[0].revision == 3
+            assert empty_valkey.run("HMGET", counter, "version", "revision") == ["3", "03"]
+
+    asyncio.run(scenario())

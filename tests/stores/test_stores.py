@@ -485,7 +485,7 @@ def test_an_earlier_epoch_becomes_the_one_that_was_seen(raising: Opened) -> None
     put(raising, 10)
     raising.claim(4)
     epoch = seen(raising).epoch + 1
-    verdict = raising.claim(1, seen=Seen(epoch, 1, 2, 5))
+    verdict = raising.claim(1, seen=Seen(epoch, 2, 2, 5))
     assert (verdict.epoch, verdict.before, verdict.limit, verdict.raised) == (epoch, 2, 5, 4)
 
 

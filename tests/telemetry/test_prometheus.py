@@ -54,6 +54,8 @@ def rules() -> list[dict[str, Any]]:
 @pytest.fixture
 def busy(empty_valkey: RedisServer, service: Callable[..., Service]) -> Service:
     running = service(empty_valkey.url, workers=2, limit=20, wait_for="/readyz")
+    assert running.get("/?hold=1", "POST")[0] == 200
+    wait_until(lambda: not running.get("/counters/default")[1].get("held"), "the hold to expire")
     asyncio.run(hammer(running.port, 4, [1] * 30, "/"))
     wait_until(lambda: of(scrape(running), "claims_total", counter="default", outcome="refused") == 10, "the claims")
     return running

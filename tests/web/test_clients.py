@@ -29,7 +29,9 @@ pytestmark = pytest.mark.slow
 PYTHON = f"""
 from pythonricing_client import AuthenticatedClient, Client
 from pythonricing_client.api.default import claim, claim_default, delete, list_, live, put, read
+from pythonricing_client.api.default import confirm, give_back, release
 from pythonricing_client.models import Claimed, CounterChange, CounterList, CounterView, Halted, ProblemDetails
+from pythonricing_client.models import Resolved
 
 import sys
 
@@ -49,6 +51,16 @@ page = list_.sync(client=admin, after="default", limit=10)
 assert isinstance(page, CounterList) and [each.name for each in page.counters] == ["py"]
 assert isinstance(list_.sync(client=AuthenticatedClient(base_url=sys.argv[1], token="no")), ProblemDetails)
 assert delete.sync_detailed("py", client=admin).status_code == 204
+change = CounterChange(limit=10, each=4, every="day", zone="Europe/Berlin")
+assert put.sync("sale", client=admin, body=change).renews.tzinfo is not None
+held = claim.sync("sale", client=anybody, n=4, hold=600, for_="alice")
+assert held.expires.tzinfo is not None
+assert claim.sync("sale", client=anybody, for_="alice").violated_policies == ["each"]
+confirmed = confirm.sync("sale", held.hold, client=anybody, n=2)
+assert (confirmed.outcome, confirmed.held, confirmed.numbers) == ("confirmed", 4, [[1, 2]])
+assert isinstance(release.sync("sale", held.hold, client=anybody), Resolved)
+assert give_back.sync("sale", "1-1", client=admin).given_back == 1
+assert read.sync("sale", client=anybody).count == 1
 """
 
 TYPESCRIPT = f"""
@@ -67,6 +79,10 @@ const refused = await client.POST("/counters/{{name}}", {{ params: {{ path, quer
 if (refused.response.status !== 429 || !refused.error?.type.endsWith("#quota-exceeded")) throw new Error("refused");
 const listed = await client.GET("/counters", {{ params: {{ query: {{ after: "default" }} }}, headers }});
 if (listed.data?.counters.map((each) => each.name).join() !== "ts") throw new Error("list");
+const held = await client.POST("/counters/{{name}}", {{ params: {{ path, query: {{ n: 2, hold: 600 }} }} }});
+const hold = {{ name: "ts", id: held.data?.hold ?? "" }};
+const confirmed = await client.POST("/counters/{{name}}/holds/{{id}}", {{ params: {{ path: hold }} }});
+if (confirmed.data?.numbers[0][1] !== 6) throw new Error("confirm");
 const gone = await client.DELETE("/counters/{{name}}", {{ params: {{ path }}, headers }});
 if (gone.response.status !== 204) throw new Error("delete");
 """

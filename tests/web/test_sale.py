@@ -142,6 +142,7 @@ def test_giving_back_needs_the_token(api: Service, name: str) -> None:
         ("x-y", 422, "such as 7-9"),
         ("1-9007199254740992", 422, "such as 7-9"),
         ("1-1025", 422, "at most 1024"),
+        ("1-2?n=1", 422, "no query string"),
     ],
 )
 def test_numbers_that_can_t_go_back_are_told(api: Service, name: str, numbers: str, status: int, says: str) -> None:

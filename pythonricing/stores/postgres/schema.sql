@@ -16,6 +16,17 @@ BEGIN ISOLATION LEVEL READ COMMITTED;
 SELECT pg_advisory_xact_lock(8097121499101110);  -- one installation at a time
 CREATE SCHEMA IF NOT EXISTS pythonricing;
 
+-- Running workers of an earlier version lock a counter before anything else: what they have begun is waited for here, or
+-- else they and the steps below might wait for each other.
+DO $$
+BEGIN
+  IF to_regclass('pythonricing.installation') IS NOT NULL THEN
+    IF (SELECT version FROM pythonricing.installation) < 5 THEN
+      LOCK TABLE pythonricing.counter IN ACCESS EXCLUSIVE MODE;
+    END IF;
+  END IF;
+END $$;
+
 -- A counter, or its tombstone. Rows change with every batch: room in the page keeps all versions of a row there
 -- (heap-only tuples), where the next batches prune them.
 CREATE TABLE IF NOT EXISTS pythonricing.counter (
@@ -49,7 +60,7 @@ CREATE TABLE IF NOT EXISTS pythonricing.counter (
 CREATE TABLE IF NOT EXISTS pythonricing.receipt (
   name text,
   worker text,
-  sequence bigint NOT NULL,
+  number bigint NOT NULL,        -- the sequence of the batch
   reply bigint[] NOT NULL,
   expires timestamptz NOT NULL,  -- not indexed, so that updates stay heap-only
   held int8multirange,           -- the worker's lease; null: none
@@ -146,6 +157,12 @@ BEGIN
     ADD COLUMN ends bigint, ADD COLUMN resolved bigint, ADD COLUMN losses bigint, ADD COLUMN held bigint,
     ADD COLUMN given bigint, ADD COLUMN due bigint;
   ALTER TABLE pythonricing.receipt ADD COLUMN IF NOT EXISTS told text[];
+  -- A call that waited for this meanwhile goes on, though it has nowhere to return to: it must not get as far as a commit.
+  PERFORM FROM pg_attribute
+    WHERE attrelid = 'pythonricing.receipt'::regclass AND attname = 'sequence' AND NOT attisdropped;
+  IF FOUND THEN
+    ALTER TABLE pythonricing.receipt RENAME COLUMN sequence TO number;
+  END IF;
   ALTER TABLE pythonricing.key ADD COLUMN IF NOT EXISTS words text[];
 END $$;
 
@@ -658,10 +675,10 @@ CREATE OR REPLACE PROCEDURE pythonricing.refuse(
 ) LANGUAGE plpgsql AS $$
 BEGIN
   IF batch_sequence > 0 AND batch_attempt > 0 THEN
-    INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires) VALUES (
+    INSERT INTO pythonricing.receipt AS r (name, worker, number, reply, expires) VALUES (
         counter_name, worker_id, batch_sequence, answer, clock_timestamp() + make_interval(secs => receipt_seconds))
       ON CONFLICT (name, worker) DO UPDATE
-        SET sequence = excluded.sequence, reply = excluded.reply, expires = excluded.expires, told = NULL;
+        SET number = excluded.number, reply = excluded.reply, expires = excluded.expires, told = NULL;
     changed := true;
   END IF;
   CALL pythonricing.finish(changed);
@@ -765,7 +782,7 @@ BEGIN
     IF batch_sequence > 0 THEN
       SELECT * INTO receipt FROM pythonricing.receipt r
         WHERE r.name = counter_name AND r.worker = worker_id AND r.expires > clock_timestamp();
-      IF receipt.sequence = batch_sequence THEN
+      IF receipt.number = batch_sequence THEN
         -- A write: the first commit may not have reached a synchronous standby, and this one waits for both.
         UPDATE pythonricing.receipt r SET expires = clock_timestamp() + make_interval(secs => receipt_seconds)
           WHERE r.name = counter_name AND r.worker = worker_id;
@@ -773,7 +790,7 @@ BEGIN
         reply := coalesce(receipt.told, CASE WHEN receipt.reply <> '{0,0}' THEN receipt.reply END::text[]);
         COMMIT;
         RETURN;
-      ELSIF receipt.sequence > batch_sequence THEN
+      ELSIF receipt.number > batch_sequence THEN
         outcome := 'STALE';
         ROLLBACK;
         RETURN;
@@ -1061,11 +1078,11 @@ BEGIN
     told := NULL;
     reply := answer;
   END IF;
-  INSERT INTO pythonricing.receipt AS r (name, worker, sequence, reply, expires, held, lent, told) VALUES (
+  INSERT INTO pythonricing.receipt AS r (name, worker, number, reply, expires, held, lent, told) VALUES (
       counter_name, worker_id, batch_sequence, answer, clock_timestamp() + make_interval(secs => receipt_seconds),
       held, CASE WHEN held IS NOT NULL THEN receipt.lent END, told)
     ON CONFLICT (name, worker) DO UPDATE
-      SET sequence = excluded.sequence, reply = excluded.reply, expires = excluded.expires, held = excluded.held,
+      SET number = excluded.number, reply = excluded.reply, expires = excluded.expires, held = excluded.held,
         lent = excluded.lent, told = excluded.told;
   COMMIT;
 END $$;
@@ -1112,7 +1129,7 @@ END $$;
 CREATE OR REPLACE FUNCTION pythonricing.leave_receipt(
   counter_name text, word_id text, receipt_seconds int, answer bigint[], what text[]
 ) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO pythonricing.receipt (name, worker, sequence, reply, expires, told) VALUES (
+  INSERT INTO pythonricing.receipt (name, worker, number, reply, expires, told) VALUES (
     counter_name, word_id, 0, answer, clock_timestamp() + make_interval(secs => receipt_seconds), what)
     ON CONFLICT (name, worker) DO UPDATE SET reply = excluded.reply, expires = excluded.expires, told = excluded.told
 $$;

@@ -261,11 +261,8 @@ if sale then
 end
 
 -- Mostly as it was stored: that saves a tenth of the script.
-local reply = saved and { ARGV[12], digits(epoch), digits(revision), digits(limit), digits(most) }
+local reply = (saved or sale) and { ARGV[12], digits(epoch), digits(revision), digits(limit), digits(most) }
   or { ARGV[12], stored[4], stored[5] or '0', stored[2], stored[3] or '0' }
-if sale then
-  reply[3], reply[4] = digits(revision), digits(limit)
-end
 reply[6] = string.format('%.0f %.0f %.0f %.0f', before, issued, moved, waited or 0)
 reply[7] = runs[1] and text(runs) or '-'
 reply[8] = lent[1] and text(lent) or '-'

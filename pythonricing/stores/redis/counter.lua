@@ -7,7 +7,8 @@
 --            moved, free ("epoch run run ...", a run is "first-last"), for each worker with a lease "lease:worker" ("epoch
 --            moment run run ..."), and lost (what is known to be issued) once data turned out to be gone or too old; or
 --            its tombstone: deleted, epoch, revision. One with holds, give-backs, claimants or windows has a field `sale`
---            too (see SALE below), and what holds.lua says
+--            too (see SALE below), and what holds.lua says; and a 0 before its revision, so that workers of version 2 take it
+--            for one that they haven't seen, and look at the version before they count
 --
 -- ARGV[1..7] what the worker has seen: epoch, revision, issued, limit, most, deleted (1 or 0), moved; or '' each
 -- ARGV[8]    what a loss does: "halt" marks the counter as lost; "raise" lifts it to what is known of it
@@ -132,9 +133,9 @@ local forgotten = false -- whether what was free and leased is over
 -- state cost a fifth of the script, so they are only made where they may be needed.
 local save, forget, start, reconcile, recover, missing, renew, follow, rule, clear, window
 local over = false -- the reply that asks for the window that contains the time
-local settled = script == 'claim' and stored[4] == ARGV[1]
-  and (stored[5] == ARGV[2] or sale and revision == tonumber(ARGV[2])) and issued >= tonumber(ARGV[3])
-  and moved >= tonumber(ARGV[7]) and not lost and not deleted and not (sale and 0 < sale.ends and sale.ends <= now)
+local settled = script == 'claim' and stored[4] == ARGV[1] and stored[5] == (sale and '0' .. ARGV[2] or ARGV[2])
+  and issued >= tonumber(ARGV[3]) and moved >= tonumber(ARGV[7]) and not lost and not deleted
+  and not (sale and 0 < sale.ends and sale.ends <= now)
 
 local special, save_sale, listed
 if sale or not settled or ARGV[20] == '1' then
@@ -175,8 +176,7 @@ if sale or not settled or ARGV[20] == '1' then
       return text ~= '' and text or '-'
     end
     local workers = sale.workers[1] and ' ' .. table.concat(sale.workers, ' ') or ''
-    -- The revision isn't the text that workers of the version before have seen: so they look at the version.
-    redis.call('HSET', KEYS[1], 'version', VERSION, 'revision', digits(revision) .. ' ', 'moved', digits(moved), 'sale',
+    redis.call('HSET', KEYS[1], 'version', VERSION, 'revision', '0' .. digits(revision), 'moved', digits(moved), 'sale',
       string.format('%.0f %.0f %.0f %.0f %s %.0f %.0f %.0f %.0f %.0f %s %s', sale.given, sale.held, sale.due, sale.heap,
         sale.chunk, sale.each, sale.ends, sale.began, sale.resolved, sale.losses, word(sale.every), word(sale.zone))
       .. workers)
@@ -185,7 +185,7 @@ end
 
 if not settled then
   now = now or time()
-  -- A later version that other states follow from raises the revision with it, or begins an epoch: so it is noticed here.
+  -- A later version that other states follow from writes the revision in another way: so it is noticed here.
   local version = redis.call('HGET', KEYS[1], 'version')
   if version and tonumber(version) > VERSION then
     return 'NEWER ' .. version .. ' ' .. VERSION
