@@ -107,6 +107,51 @@ def test_it_keeps_the_same_promises_on_every_store(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", ["memory", "redis", "postgresql"])
+def test_it_holds_gives_back_and_knows_claimants_and_windows_on_every_store(
+    kind: str, empty_valkey: RedisServer, empty_postgres: PostgresServer
+) -> None:
+    url = {"memory": "memory://", "redis": empty_valkey.url, "postgresql": empty_postgres.url}[kind]
+
+    async def main() -> None:
+        async with pythonricing.open_counters(url, store_timeout=60) as counters:
+            made = await counters.put("seats", 10, each=4, every="366d")
+            assert (made.each, made.every, made.ends > made.now) == (4, "366d", True)
+            held = await counters.claim("seats", 4, hold=600, claimant="alice")
+            assert (held.request_count, len(held.hold), held.expires > made.now / 1e6 + 590) == (4, 22, True)
+            refused = await counters.claim("seats", claimant="alice")
+            assert (refused.admitted, refused.capped, refused.each) == (False, True, 4)
+            assert 590 < refused.retry_after <= 602 < refused.resets
+            for _ in range(2):
+                assert (await counters.confirm("seats", held.hold, 3)).numbers == ((1, 3),)
+            with pytest.raises(pythonricing.HoldResolved):
+                await counters.release("seats", held.hold)
+            other = await counters.claim("seats", hold=1, claimant="alice")
+            with pytest.raises(pythonricing.TooMany):
+                await counters.confirm("seats", other.hold, 2)
+            while (await counters.read("seats")).held:  # noqa: ASYNC110 (a fact of the store)
+                await asyncio.sleep(0.05)
+            with pytest.raises(pythonricing.HoldExpired):
+                await counters.confirm("seats", other.hold)
+            assert [await counters.give_back("seats", [(1, 1), (3, 4)]) for _ in range(2)] == [2, 0]
+            counter = await counters.read("seats")
+            assert (counter.count, counter.issued, counter.given_back) == (1, 5, 4)
+            for act, error in (
+                (counters.claim("seats"), pythonricing.ClaimantMissing),
+                (counters.claim("default", claimant="alice"), pythonricing.ClaimantUnwanted),
+                (counters.confirm("seats", "A" * 22), pythonricing.NoSuchHold),
+                (counters.give_back("seats", [(6, 6)]), pythonricing.NoSuchNumber),
+                (counters.put("seats", 3, each=4), pythonricing.BadRules),
+                (counters.claim("seats", hold=86_401, claimant="alice"), ValueError),
+                (counters.claim("seats", claimant="a b"), ValueError),
+                (counters.give_back("seats", [(2, 1)]), ValueError),
+            ):
+                with pytest.raises(error):
+                    await act
+
+    asyncio.run(main())
+
+
 def test_it_counts_beside_the_service(empty_valkey: RedisServer, service: Callable[..., Service]) -> None:
     running = service(empty_valkey.url, "/readyz", limit=10)
     key = "7c0e5fd2-58a1-4f0e-9a3b-2d6c1b9e4f70"

@@ -154,10 +154,10 @@ class Counters:
         The future raises NoSuchCounter, KeyReused, TooMany, ClaimantMissing, ClaimantUnwanted, StateLost, and
         StoreUnavailable if the store didn't answer in time; Overloaded is raised at once.
         """
-        wish = None
-        if hold or claimant:
-            wish = Wish(secrets.token_urlsafe(HOLD_BYTES) if hold else "", hold, claimant)
-        return (self._lanes.get(name) or self._lane(name)).claim(size, key, gone, wish)
+        lane = self._lanes.get(name) or self._lane(name)
+        if not (hold or claimant):
+            return lane.claim(size, key, gone)
+        return lane.claim(size, key, gone, Wish(secrets.token_urlsafe(HOLD_BYTES) if hold else "", hold, claimant))
 
     async def read(self, name: str) -> Counter:
         """The counter as the store has it. Raises NoSuchCounter, StateLost, StoreUnavailable."""

@@ -47,6 +47,8 @@ def expire(state: State, now: int, most: int = MAX_DUE) -> tuple[int, bool]:
     A store may do `most` of them at a time, those that are due first. Returns how many numbers went back, and whether
     holds that have expired are left.
     """
+    if not state.holds:
+        return 0, False
     second = now // 1_000_000
     ripe = sorted((hold.until or hold.expires, id) for id, hold in state.holds.items())
     ripe = [each for each in ripe if each[0] <= second]
@@ -63,6 +65,8 @@ def expire(state: State, now: int, most: int = MAX_DUE) -> tuple[int, bool]:
 
 def due(state: State) -> int:
     """The Unix second at which the next hold of this window expires; a store may name an earlier one. 0: none does."""
+    if not state.holds:
+        return 0
     holds = state.holds.values()
     return min((hold.expires for hold in holds if state.holding(hold) and hold.epoch == state.epoch), default=0)
 

@@ -217,10 +217,10 @@ class Lane:
         self, size: int, key: str | None, gone: Callable[[], Awaitable[None]] | None, wish: Wish | None = None
     ) -> asyncio.Future[Answer]:
         """See Counters.claim."""
-        worker = self._worker
-        if key is None and wish is None and self.lease.left and (number := self.lease.take(size)):
+        worker, lease = self._worker, self.lease
+        if key is None and wish is None and lease.left and (number := lease.take(size)):
             future: asyncio.Future[Answer] = worker.loop.create_future()
-            future.set_result(self._give(number, size))
+            future.set_result(self._give(lease, number, size))
             return future
         now = worker.loop.time()
         if self._halted is not None and key is None:
@@ -243,15 +243,15 @@ class Lane:
         self._start()
         return future
 
-    def _give(self, number: int, size: int) -> Answer:
+    def _give(self, lease: Lease, number: int, size: int) -> Answer:
         """Answer a claim from the lease; ask for more before it is empty."""
         if not self._given:
             self._worker.tell_later(self)
         self._given.append((number, size))
-        if self.lease.left <= self.lease.low and not self._renewing:
+        if lease.left <= lease.low and not self._renewing:
             self._renewing = True
             self._start()
-        return Answer(True, number, self.lease.limit)
+        return Answer(True, number, lease.limit)
 
     def _start(self) -> None:
         if self.task is None:
@@ -431,7 +431,7 @@ class Lane:
                 number = 0 if claim.key is not None or claim.wish is not None else self.lease.take(claim.size)
                 if not number:
                     return
-                claim.future.set_result(self._give(number, claim.size))
+                claim.future.set_result(self._give(self.lease, number, claim.size))
             self._waiting.popleft()
             self._worker.pending -= 1
 
@@ -487,19 +487,20 @@ class Lane:
         failures = 0
         while True:
             claims = compositions[-1]
+            keys, wishes = [claim.key for claim in claims], [claim.wish for claim in claims]
             batch = Batch(
                 self.name,
                 worker.id,
                 sequence,
                 len(compositions) - 1,
                 [claim.size for claim in claims],
-                [claim.key for claim in claims] if any(claim.key is not None for claim in claims) else None,
+                keys if any(keys) else None,
                 self.known(),
                 worker.create_with(self.name) if claims else None,
                 want,
                 back,
                 held,
-                [claim.wish for claim in claims] if any(claim.wish is not None for claim in claims) else None,
+                wishes if any(wishes) else None,
             )
             sent = worker.loop.time()
             try:
@@ -540,7 +541,7 @@ class Lane:
         """Answer the claims of a batch: the same greedy grant that the store made (see Verdict)."""
         worker = self._worker
         count, limit, most = verdict.before, verdict.limit, verdict.most
-        replays, numbers, capped = iter(verdict.replays), Numbers(verdict.runs), set(verdict.capped)
+        replays, numbers, capped = iter(verdict.replays), Numbers(verdict.runs), verdict.capped and set(verdict.capped)
         admitted: list[tuple[int, int]] = []
         orphaned: list[tuple[int, int]] = []
         scattered: list[tuple[Run, ...]] = []

@@ -109,21 +109,24 @@ class State(msgspec.Struct):
     @property
     def count(self) -> int:
         """The numbers taken."""
-        return self.issued - total(self.free) - total(self.back)
+        # Most counters have neither, and this is asked for with every claim.
+        return self.issued - (total(self.free) if self.free else 0) - (total(self.back) if self.back else 0)
 
     @property
     def bound(self) -> int:
         """How many numbers may be taken: the limit, or less where there are no more numbers below 2^53."""
-        return min(self.limit, ALL - 1 - total(self.back))
+        return min(self.limit, ALL - 1 - total(self.back)) if self.back else self.limit
 
     @property
     def top(self) -> int:
         """The highest number that may be given."""
-        return self.bound + total(self.back)
+        return self.bound + (total(self.back) if self.back else 0)
 
     @property
     def held(self) -> int:
         """How many numbers of this epoch are on holds."""
+        if not self.holds:
+            return 0
         return sum(hold.size for hold in self.holds.values() if self.holding(hold) and hold.epoch == self.epoch)
 
     def holding(self, hold: Hold) -> bool:
@@ -219,7 +222,7 @@ def take_back(state: State, worker: str, back: Sequence[Run], held: Sequence[Run
 
 def lend(state: State, worker: str, want: int, now: int) -> list[Run]:
     """Lend a worker numbers ahead of need, as long as plenty are left, and never beyond the end of the window."""
-    if state.each or (state.ends and now + int(LEASE_SECONDS * 1e6) >= state.ends):
+    if want < LEASE_LEAST or state.each or (state.ends and now + int(LEASE_SECONDS * 1e6) >= state.ends):
         return []
     size = min(want, (state.bound - state.count) // LEASE_PART)
     if size < LEASE_LEAST or len(state.free) > MAX_FREE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from pythonricing.counting.holds import capped, due, expire, give_back, own, resolve
@@ -101,35 +102,37 @@ class MemoryStore:
         take_back(state, batch.worker, batch.back, batch.held)
         expired, more = expire(state, now)
         before, limit = state.count, state.bound
+        taken = before
         full = False
-        nothing: list[None] = [None] * len(batch.sizes)
-        claims = zip(batch.sizes, batch.keys or nothing, batch.wishes or nothing, strict=True)
+        claims = zip(batch.sizes, batch.keys or repeat(None), batch.wishes or repeat(None))  # noqa: B905
         for place, (size, key, wish) in enumerate(claims):
             replay = None
             if key is not None:
                 replay = self._remembered(batch.name, state.epoch, key)
                 replays.append(replay)
             claimant = "" if wish is None else wish.claimant
-            cap = capped(state, claimant, size)
+            cap = claimant != "" and capped(state, claimant, size)
             try:
-                answer = decide(state.count, limit, size, state.most, replay, wish, state.each, cap)
+                answer = decide(taken, limit, size, state.most, replay, wish, state.each, cap)
             except (KeyReused, TooMany, ClaimantMissing, ClaimantUnwanted):
                 continue
             if replay is not None:
                 continue
-            got = take(state, size) if answer.admitted else []
+            got: list[Run] = []
+            if answer.admitted:
+                got, taken = take(state, size), taken + size
             expires = own(state, got, wish, now) if got and wish is not None else 0
             runs += got
             if cap:
                 refused.append(place)
             full = full or not (answer.admitted or cap)
-            if key is not None and (got or cap or state.count + size - self._out(state, now, more) > limit):
-                number = got[-1][1] if got else state.count
+            if key is not None and (got or cap or taken + size - self._out(state, now, more) > limit):
+                number = got[-1][1] if got else taken
                 numbers = tuple(got) if len(got) > 1 else ()
                 hold = wish.hold if got and wish is not None else ""
                 replay = Replay(size, number, limit, bool(got), numbers, hold, expires, cap, claimant)
                 self._remember(batch.name, state.epoch, key, replay)
-        waited = self._out(state, now, more) if full or state.count >= limit else 0
+        waited = self._out(state, now, more) if full or taken >= limit else 0
         lent = lend(state, batch.worker, batch.want, now)
         verdict = Verdict(
             batch.attempt,

@@ -150,12 +150,8 @@ class Metrics(Journal):
             self._changed()
 
     def settled(self, name: str, limit: int, admitted: Sequence[tuple[int, int]], refused: int) -> None:
-        # Such a counter exists, so somebody with the admin token has named it: it may have a label.
         if name not in self._labels:
-            if len(self._labels) < MAX_LABELS:
-                self._labels.add(name)
-            else:
-                name = OTHER
+            name = self._label(name)
         if admitted:
             self._pending[name, "admitted"] += len(admitted)
         if refused:
@@ -167,13 +163,19 @@ class Metrics(Journal):
         self._count(name, "refused", claims)
 
     def expired(self, name: str, numbers: int) -> None:
-        self._expired.labels(name if name in self._labels else OTHER).inc(numbers)
+        self._expired.labels(self._label(name)).inc(numbers)
 
     def unavailable(self, name: str, claims: int) -> None:
         self._count(name, "unavailable", claims)
 
     def orphaned(self, name: str, limit: int, admitted: Sequence[tuple[int, int]]) -> None:
         self._count(name, "orphaned", len(admitted))
+
+    def _label(self, name: str) -> str:
+        """The label of a counter that exists: somebody with the admin token has named it, so it may have one."""
+        if len(self._labels) < MAX_LABELS:
+            self._labels.add(name)
+        return name if name in self._labels else OTHER
 
     def _count(self, name: str, outcome: str, claims: int) -> None:
         self._pending[name if name in self._labels else OTHER, outcome] += claims

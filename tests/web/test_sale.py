@@ -281,6 +281,38 @@ def test_a_window_of_a_second_is_renewed(api: Service, name: str) -> None:
     wait_until(lambda: api.get(f"/counters/{name}?n=10", "POST")[0] == 200, "the next window")
 
 
+def test_log_and_metrics_tell_what_became_of_holds_and_numbers(api: Service, name: str) -> None:
+    for method, query in (("POST", "?n=1"), ("DELETE", "")):
+        assert api.get(held(api, name) + query, method)[0] == 200
+    api.get(f"/counters/{name}?n=2", "POST")
+    assert api.get(f"/counters/{name}/numbers/5-6", "DELETE", **ADMIN)[0] == 200
+    held(api, name, "n=3&hold=1")
+    held(api, name, "n=4&hold=600")
+    wait_until(lambda: state(api, name)["count"] == 5, "a hold to expire")
+
+    said: list[dict[str, Any]] = [
+        {"counter": name, "numbers": [[1, 1]], "confirmed": 1, "released": 1},
+        {"counter": name, "numbers": [], "released": 2},
+        {"counter": name, "numbers": [[5, 6]], "given_back": 2},
+        {"counter": name, "expired": 3},
+    ]
+
+    def logged() -> list[dict[str, Any]]:
+        extras = [record["extra"] for record in api.log() if record["extra"].get("counter") == name]
+        return [extra for extra in extras if "request_count" not in extra]
+
+    wait_until(lambda: len(logged()) == len(said), "four lines of the log")
+    assert [extra for extra in logged() if extra not in said] == []
+
+    def metric(what: str) -> float | None:
+        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        found = re.search(rf'^pythonricing_{what}{{counter="{name}"}} (\S+)$', exchange(api, request)[2].decode(), re.M)
+        return None if found is None else float(found[1])
+
+    expected = {"numbers_held": 4, "numbers_given_back": 8, "numbers_taken": 5, "numbers_expired_total": 3}
+    wait_until(lambda: {what: metric(what) for what in expected} == expected, f"the metrics to say {expected}")
+
+
 def test_no_hold_s_id_is_in_a_log_a_metric_or_a_page(api: Service, name: str) -> None:
     ids = [held(api, name, f"n=1&hold={seconds}").rpartition("/")[2] for seconds in (600, 600, 1)]
     api.get(f"/counters/{name}/holds/{ids[0]}", "POST")

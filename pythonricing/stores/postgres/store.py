@@ -236,7 +236,7 @@ class PostgresStore:
         reply = await self._claim(
             batch.name, batch.worker, batch.sequence, batch.attempt, batch.seen, batch.create, lease, groups, wishes
         )
-        attempt, epoch, revision, limit, most, before, issued, moved, out, raised = _integers(reply[:10])
+        attempt, epoch, revision, limit, most, before, issued, moved, out = map(int, reply[:9])
         sale, runs, lent, *records = _parts(reply, 10)
         return Verdict(
             attempt,
@@ -251,7 +251,7 @@ class PostgresStore:
             _runs(runs),
             _runs(lent),
             [_replay(record, bool(sale)) if record else None for record in records],
-            raised,
+            reply[9] and int(reply[9]),
             **_sale(*sale) if sale else {},
         )
 
@@ -338,15 +338,17 @@ class PostgresStore:
     async def _call(self, statement: str, *arguments: object) -> list[Any]:
         """Run a procedure about a counter. Returns its reply: words, and None for what there isn't."""
         windows: dict[tuple[str, str], Window] = {}
+        calendar: list[str] | None = None
         while True:
-            calendar = [str(part) for rule, ends in windows.items() for part in (*rule, *ends)] or None
             row = await self._run(statement, self._patience, calendar, *arguments)
-            reply = row["reply"] or []
+            reply: list[Any] = row["reply"] or []
             match row["outcome"]:
+                case "OK":
+                    return reply
                 case "OVER":  # a window of the calendar; asked again for the same one, time has gone on
                     now, every, zone = reply
                     windows[every, zone] = window(every, zone, int(now))
-                    continue
+                    calendar = [str(part) for rule, ends in windows.items() for part in (*rule, *ends)]
                 case "MISSING":
                     raise NoSuchCounter(str(arguments[0]), _deletion(reply) if reply else None)
                 case "LOST":
@@ -359,7 +361,6 @@ class PostgresStore:
                     raise NoSuchNumber(arguments[0])
                 case "LEASED":
                     raise NumberLeased("whether these numbers were given is known only once a lease is over")
-            return list(reply)
 
     async def _session(self) -> Session:
         """An idle session. Raises StoreUnavailable if none comes free in time; nothing was sent then."""
