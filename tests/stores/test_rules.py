@@ -261,7 +261,7 @@ ALL = NOTHING._replace(returned="all")
 WHOLE = NEVER - 1
 
 
-def _steps(*told: tuple[str, dict[str, Any]]) -> list[Step]:
+def _steps(*told: tuple[Any, dict[str, Any]]) -> list[Step]:
     plain = Step("read", "halt", None, "w", 0, [], None, 0, False, None, None, 0, NOTHING)
     return [plain._replace(act=act, word=word, **more) for word, (act, more) in enumerate(told)]
 
