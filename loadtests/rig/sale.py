@@ -106,19 +106,22 @@ class Sale:
             _, counter = await self._ask(client, self._path, "GET")
             self.sold_out = counter["halted"] and "held" not in counter
             return self.sold_out
-        if self.sold_out:
-            self.wrong.append(f"{buyer.name} got numbers of a counter that was sold out")
-        last, hold, size = held["request_count"], held["hold"], held["size"]
-        if await self._claims(client, buyer, EACH + 1 - size) is not None:
-            self.wrong.append(f"{buyer.name} got more than {EACH}")
+        too_late = self.sold_out
         if buyer.abandons:
             self.abandoned += 1
             return True
+        last, hold, size = held["request_count"], held["hold"], held["size"]
+        more = await self._claims(client, buyer, EACH + 1 - size)
         keeps = min(size, buyer.keeps)
         status, told = await self._ask(client, f"{self._path}/holds/{hold}" + (f"?n={keeps}" if keeps < size else ""))
         if status == 410:
             self.late += 1
             return False
+        # The hold has lasted until now.
+        if more is not None:
+            self.wrong.append(f"{buyer.name} got more than {EACH}")
+        if too_late:
+            self.wrong.append(f"{buyer.name} got numbers of a counter that was sold out, with nothing held")
         if status != 200 or told["numbers"] != [[last - size + 1, last - size + keeps]]:
             self.wrong.append(f"{buyer.name} confirmed {keeps} of {size} up to {last}: {status} {told}")
             return True

@@ -65,9 +65,9 @@ SWEEP_ROWS = 1000
 CHECK = "SELECT version, pg_backend_pid() AS pid FROM pythonricing.installation"
 # Numbers travel in arrays of text: asyncpg knows text[] by itself, and would ask each new connection what bigint[] is.
 CLAIM = (
-    "CALL pythonricing.claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, "
-    "$20, $21, $22::text[]::bigint[], $23::text[]::bigint[], $24::text[]::bigint[], $25::text[]::bigint[], $26, $27, "
-    "NULL, NULL)"
+    f"CALL pythonricing.claim($1, $2, $3, $4, $5, $6, {RECEIPT_SECONDS}, {TOMBSTONE_SECONDS}, {KEY_SECONDS}, "
+    f"{REFUSED_KEY_SECONDS}, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18::text[]::bigint[], "
+    "$19::text[]::bigint[], $20::text[]::bigint[], $21::text[]::bigint[], $22, $23, NULL, NULL)"
 )
 PUT = (
     "CALL pythonricing.put($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, "
@@ -315,11 +315,8 @@ class PostgresStore:
         times = [str(times) for times, _, _ in groups]
         sizes = [str(size) for _, size, _ in groups]
         keys = [key for _, _, key in groups]
-        options = (RECEIPT_SECONDS, TOMBSTONE_SECONDS, KEY_SECONDS, REFUSED_KEY_SECONDS, create, self._on_loss)
-        known = _columns(seen)
-        return await self._call(
-            CLAIM, name, worker, sequence, attempt, *options, *known, *lease, times, sizes, keys, wishes
-        )
+        batch = (name, worker, sequence, attempt, create, self._on_loss)
+        return await self._call(CLAIM, *batch, *_columns(seen), *lease, times, sizes, keys, wishes)
 
     async def _say(self, statement: str, name: str, word: Word, *options: object) -> list[Any]:
         """Run a procedure that executes an operator's word, or resolves a hold."""
