@@ -315,7 +315,8 @@ def reconcile(state: State | None, seen: Seen | None) -> tuple[State | None, boo
     if state.revision < seen.revision or parted:
         _follow(more, seen)
         return more, True
-    if not state.deleted and (state.issued < seen.issued or state.moved < seen.moved):
+    fewer = state.issued < seen.issued or state.moved < seen.moved or state.resolved < seen.resolved
+    if fewer and not state.deleted:
         return more, True
     return state, False
 
@@ -338,7 +339,9 @@ def newer(known: Seen | None, seen: Seen) -> Seen:
 def _follow(state: State, seen: Seen) -> None:
     """Have the rules of what was seen."""
     state.revision, state.limit, state.most, state.deleted = seen.revision, seen.limit, seen.most, seen.deleted
-    state.each, state.every, state.zone, state.ends = seen.each, seen.every, seen.zone, seen.ends
+    # A worker of an earlier window doesn't end the one that it is now.
+    later = state.ends if seen.every and state.epoch > seen.epoch else 0
+    state.each, state.every, state.zone, state.ends = seen.each, seen.every, seen.zone, max(later, seen.ends)
 
 
 def _issue(state: State, size: int) -> list[Run]:

@@ -29,13 +29,14 @@ class Tally:
     def __init__(self, seconds: float | None) -> None:
         self.began = time.monotonic()
         self.seconds = seconds
-        self.histories = self.claims = 0
+        self.histories = self.claims = self.operations = 0
         self.faults = Counter[str]()
         self.objections: dict[int, tuple[list[str], str]] = {}
 
     def add(self, outcome: crowd.Outcome) -> None:
         self.histories += outcome.histories
         self.claims += outcome.claims
+        self.operations += outcome.operations
         self.faults += outcome.faults
         self.objections |= outcome.objections
 
@@ -44,10 +45,11 @@ class Tally:
         return time.monotonic() - self.began
 
     def __str__(self) -> str:
-        rate = self.claims / max(self.passed, 1e-9)
+        rate = self.operations / max(self.passed, 1e-9)
         faults = ", ".join(f"{kind} {number:,}" for kind, number in sorted(self.faults.items()))
         return (
-            f"{self.histories:,} histories, {self.claims:,} claims in {self.passed:.0f} s, {rate:,.0f} a second, "
+            f"{self.histories:,} histories, {self.operations:,} operations ({self.claims:,} claims) in {self.passed:.0f} s, "
+            f"{rate:,.0f} a second, "
             f"{len(self.objections)} with objections\n{faults}"
         )
 

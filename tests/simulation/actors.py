@@ -6,7 +6,20 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from pythonricing.counting.counters import Counters
-from pythonricing.counting.model import KeyReused, NoSuchCounter, StateLost, StoreError
+from pythonricing.counting.model import (
+    BadRules,
+    ClaimantMissing,
+    ClaimantUnwanted,
+    HoldExpired,
+    HoldResolved,
+    KeyReused,
+    NoSuchCounter,
+    NoSuchHold,
+    NoSuchNumber,
+    StateLost,
+    StoreError,
+    TooMany,
+)
 from pythonricing.stores.redis.store import RedisStore
 from tests.simulation.history import Recorder
 from tests.simulation.observer import OPERATION, Watched
@@ -15,11 +28,24 @@ from tests.simulation.world import Process
 if TYPE_CHECKING:
     import random
 
+    from pythonricing.counting.model import Run
     from tests.simulation.history import Operation
     from tests.simulation.scene import Scene
 
 #: Where the workers find the store.
 ADDRESS = "store"
+#: How an operation ends that the service refuses; those that come first are the others' kinds.
+ENDS: dict[type[Exception], str] = {
+    StateLost: "lost",
+    NoSuchCounter: "missing",
+    NoSuchNumber: "no number",
+    NoSuchHold: "no hold",
+    KeyReused: "reused",
+    ClaimantMissing: "claimant missing",
+    ClaimantUnwanted: "claimant unwanted",
+    TooMany: "too many",
+    BadRules: "bad rules",
+}
 #: Seconds after which a worker that can't stop is killed, as a server does.
 STOP_SECONDS = 30.0
 
@@ -130,12 +156,12 @@ class Worker:
         OPERATION.set(operation)
         try:
             answer = await self._ask(operation, gone)
-        except StateLost:
-            answer = ("lost",)
-        except NoSuchCounter:
-            answer = ("missing",)
-        except KeyReused:
-            answer = ("reused",)
+        except HoldResolved as error:
+            (resolution,) = error.args
+            word = "expired" if isinstance(error, HoldExpired) else "otherwise"
+            answer = (word, resolution.outcome, resolution.size, *resolution.numbers)
+        except tuple(ENDS) as error:
+            answer = (ENDS[type(error)],)
         except StoreError as error:
             answer = ("unavailable", str(error))
         except Exception as error:
@@ -154,13 +180,36 @@ class Worker:
             case "claim":
                 operation.asked = self._scene.world.time()
                 operation.knew = self._scene.observer.knows(self.name, operation.name)
-                answer = await self.counters.claim(operation.name, operation.size, operation.key, left)
+                assert isinstance(operation.hold, int)
+                answer = await self.counters.claim(
+                    operation.name,
+                    operation.size,
+                    operation.key,
+                    left,
+                    hold=operation.hold,
+                    claimant=operation.claimant,
+                )
                 if answer.admitted:
+                    operation.got = answer.hold, answer.expires
                     return ("admitted", answer.request_count, answer.limit, *answer.numbers)
-                return ("refused", answer.request_count, answer.limit)
+                return ("capped" if answer.capped else "refused", answer.request_count, answer.limit)
+            case "confirm":
+                assert isinstance(operation.hold, str)
+                resolution, _ = await self.counters.confirm(operation.name, operation.hold, operation.limit)
+                return ("resolved", resolution.outcome, resolution.size, *resolution.numbers)
+            case "release":
+                assert isinstance(operation.hold, str)
+                resolution, _ = await self.counters.release(operation.name, operation.hold)
+                return ("resolved", resolution.outcome, resolution.size, *resolution.numbers)
+            case "give":
+                given, counter = await self.counters.give_back(operation.name, operation.runs)
+                return ("given", given, counter.count)
             case "put":
                 assert operation.limit is not None
-                counter, created = await self.counters.put(operation.name, operation.limit)
+                each, every, zone = operation.rules
+                counter, created = await self.counters.put(
+                    operation.name, operation.limit, each=each, every=every, zone=zone
+                )
                 return ("created" if created else "changed", counter.count, counter.limit)
             case "reset":
                 await self.counters.delete(operation.name)
@@ -195,10 +244,15 @@ class Asker:
         size: int = 1,
         key: str | None = None,
         limit: int | None = None,
+        hold: int | str = 0,
+        claimant: str = "",
+        rules: tuple[int, str, str] = (0, "", ""),
+        runs: tuple[Run, ...] = (),
     ) -> Operation:
         scene = self.scene
         operation = scene.history.begin(kind, self.name, worker.name, counter)
-        operation.size, operation.key, operation.limit = size, key, limit
+        operation.size, operation.key, operation.limit, operation.rules = size, key, limit, rules
+        operation.hold, operation.claimant, operation.runs = hold, claimant, runs
         future: asyncio.Future[Any] = scene.world.create_future()
         scene.network.later(scene.network.delay(), worker.receive, operation, future)
         try:
@@ -216,6 +270,10 @@ class Asker:
 class Client(Asker):
     """Claims, with and without keys; tries again with the same key, and sometimes after it was answered, too."""
 
+    def __init__(self, scene: Scene, name: str, draw: random.Random, wishes: random.Random) -> None:
+        super().__init__(scene, name, draw)
+        self._wishes = wishes
+
     async def run(self) -> None:
         plan = self.scene.plan
         left = plan.claims
@@ -229,24 +287,40 @@ class Client(Asker):
         draw, plan = self.draw, self.scene.plan
         counter = draw.choice(plan.counters)
         size = draw.choice(plan.sizes)
+        hold, claimant = self._wish(counter)
         key = None
         if draw.random() < plan.keyed:
             key = order
             used = self.scene.orders.setdefault(counter, [])
             if used and draw.random() < plan.again:
-                key, size = draw.choice(used)
+                key, size, hold, claimant = draw.choice(used)
             else:
-                used.append((order, size))
+                used.append((order, size, hold, claimant))
         for attempt in range(3):
             worker = draw.choice(self.scene.workers)
-            done = await self.ask("claim", counter, worker, plan.patience, size, key)
+            done = await self.ask("claim", counter, worker, plan.patience, size, key, hold=hold, claimant=claimant)
+            if done.admitted and done.got[0]:
+                self.scene.buy(done)
             if key is None or done.answer is None or done.answer[0] not in ("unavailable", "reset", "left"):
                 return
             await asyncio.sleep(draw.random() * 0.3 * 2**attempt)
 
+    def _wish(self, counter: str) -> tuple[int, str]:
+        """For how many seconds a claim is on hold, and for whom it is."""
+        draw, plan = self._wishes, self.scene.plan
+        hold = draw.choice(plan.hold_seconds) if plan.held and draw.random() < plan.held else 0
+        claimant = ""
+        if plan.each.get(counter) and draw.random() < 0.97:
+            claimant = f"a{draw.randint(1, plan.claimants)}"
+        return hold, claimant
+
 
 class Operator(Asker):
     """Changes and resets counters; insists or thinks again after a 503; deploys without looking."""
+
+    def __init__(self, scene: Scene, name: str, draw: random.Random, rules: random.Random) -> None:
+        super().__init__(scene, name, draw)
+        self.rules = rules
 
     async def run(self) -> None:
         plan, draw = self.scene.plan, self.draw
@@ -262,13 +336,16 @@ class Operator(Asker):
     async def _say(self, word: str, counter: str) -> None:
         draw, scene = self.draw, self.scene
         limit = self._limit(word, counter)
+        rules = scene.rules(counter, limit, self.rules)
         kind = {"reset": "reset", "read": "read"}.get(word, "put")
         for _ in range(3):
-            done = await self.ask(kind, counter, draw.choice(scene.workers), limit=limit)
+            done = await self.ask(kind, counter, draw.choice(scene.workers), limit=limit, rules=rules)
             if done.answer is None or done.answer[0] not in ("unavailable", "reset") or draw.random() < 0.3:
                 break
         if kind == "reset" and counter != "default":
-            await self.ask("put", counter, draw.choice(scene.workers), limit=scene.plan.limits[counter])
+            limit = scene.plan.limits[counter]
+            rules = scene.rules(counter, limit)
+            await self.ask("put", counter, draw.choice(scene.workers), limit=limit, rules=rules)
 
     def _limit(self, word: str, counter: str) -> int:
         scene, base = self.scene, self.scene.plan.limits[counter]

@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from pythonricing.counting.model import LEASE_RETURN_SECONDS, LEASE_SECONDS
+from tests.simulation.resolutions import judge_sales
 
 if TYPE_CHECKING:
     from tests.simulation.history import Grant, Operation
@@ -38,12 +39,15 @@ def judge(scene: Scene) -> None:
                 owners.judge(operation)
             case "refused":
                 _judge_refusal(scene, operation)
+            case "reused":
+                history.object("one key, one admission", operation.name, str(operation))
             case "error":
                 history.object("no errors but the promised ones", operation.name, str(operation))
             case "unavailable" | "lost" | "missing" | "reset" if operation.start >= history.calm:
                 history.object("once faults end, everything is well", operation.name, str(operation))
     _judge_keys(scene)
     _judge_books(scene)
+    judge_sales(scene)
 
 
 class Title(NamedTuple):
@@ -67,7 +71,7 @@ class Owners:
             for number in range(grant.low, grant.high + 1):
                 self._grants.setdefault((grant.name, number), []).append(grant)
         #: By counter and era.
-        self._owned: dict[tuple[str, int], list[tuple[Title, Grant]]] = {}
+        self._owned: dict[tuple[str, tuple[int, int]], list[tuple[Title, Grant]]] = {}
         self._first_use: dict[tuple[str, str], float] = {}
         for op in history.operations:
             if op.key is not None:
@@ -166,13 +170,13 @@ def _judge_refusal(scene: Scene, op: Operation) -> None:
     spoken = [
         other.decided
         for other in history.operations
-        if other.kind in ("put", "reset")
+        if other.kind in ("put", "reset", "confirm", "release", "give")
         and other.worker == op.worker
         and other.name == op.name
         and other.decided is not None
         and other.decided <= op.start
         and other.decision is not None
-        and other.decision[0] in ("created", "changed", "deleted")
+        and other.decision[0] in ("created", "changed", "deleted", "resolved", "given")
     ]
     since = max([op.start - plan.halt_cache, *spoken])
     halts = scene.observer.halts.get((op.worker, op.name), ())
@@ -231,6 +235,7 @@ def _judge_keys(scene: Scene) -> None:
         assert before.end is not None
         began, ended = min(op.start, before.start), max(op.end, before.end)
         reset = any(start <= ended and began <= end for start, end in resets.get(op.name, ()))
+        reset = reset or any(began <= at <= ended for at in history.resets.get(op.name, ()))
         if before.answer[1] != op.answer[1] and not reset:
             history.object("one key, one admission", op.name, f"{op}, but first {before}")
 
@@ -272,6 +277,8 @@ def _judge_books(scene: Scene) -> None:
         missing = told.missing(grant)
         if grant.lent and missing:
             missing &= returned.missing(grant)
+            for at, gone in history.cut.get(grant.name, ()):
+                missing -= gone if at >= grant.time else set()
         if not missing:
             continue
         answered = min((at for at in observer.verdicts.get(whose, ()) if at >= grant.time), default=float("inf"))

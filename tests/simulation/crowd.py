@@ -31,25 +31,27 @@ class Outcome(NamedTuple):
 
     histories: int
     claims: int
+    operations: int
     faults: Counter[str]
     objections: dict[int, tuple[list[str], str]]
 
 
 def run_portion(seeds: range) -> Outcome:
     """Run histories one after the other."""
-    claims, faults = 0, Counter[str]()
+    claims, operations, faults = 0, 0, Counter[str]()
     objections: dict[int, tuple[list[str], str]] = {}
     for seed in seeds:
         with quiet_collector():
             scene = simulate(seed)
             claims += sum(operation.kind == "claim" for operation in scene.history.operations)
+            operations += len(scene.history.operations)
             faults.update(scene.chaos.happened)
             if scene.history.objections:
                 rules = list(dict.fromkeys(objection.rule for objection in scene.history.objections))
                 objections[seed] = rules, str(scene.history.objections[0])
             del scene
     gc.collect()  # what a history left that was still held by the next one
-    return Outcome(len(seeds), claims, faults, objections)
+    return Outcome(len(seeds), claims, operations, faults, objections)
 
 
 def find(mutant: str, seeds: Iterable[int]) -> tuple[int, str] | None:

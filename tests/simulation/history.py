@@ -9,6 +9,7 @@ from pythonricing.counting.journal import Journal
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pythonricing.counting.model import Resolution, Run
     from tests.simulation.world import World
 
 
@@ -24,14 +25,20 @@ class Operation:
         "answer",
         "arrived",
         "asked",
+        "claimant",
         "decided",
         "decision",
+        "effect",
         "end",
+        "got",
+        "hold",
         "key",
         "kind",
         "knew",
         "limit",
         "name",
+        "rules",
+        "runs",
         "size",
         "start",
         "worker",
@@ -46,6 +53,15 @@ class Operation:
         self.size = 1
         self.key: str | None = None
         self.limit: int | None = None
+        #: The other rules of a counter that is put: each, every, zone.
+        self.rules: tuple[int, str, str] = (0, "", "")
+        #: A claim's: for how many seconds it is to be on hold; a word's: which hold it is about, or which numbers.
+        self.hold: int | str = 0
+        self.runs: tuple[Run, ...] = ()
+        self.claimant = ""
+        #: The hold that was made, and the Unix second at which it expires; and how many numbers the store gave back.
+        self.got = ("", 0)
+        self.effect = 0
         self.arrived: float | None = None
         #: When the heart was asked, and the last change of the counter that it knew of then.
         self.asked: float | None = None
@@ -64,7 +80,9 @@ class Operation:
         return self.answer is None or self.answer[0] in ("reset", "left")
 
     def __str__(self) -> str:
-        what = {"claim": f"claim {self.size}", "put": f"put {self.limit}"}.get(self.kind, self.kind)
+        what = {"claim": f"claim {self.size}", "put": f"put {self.limit} {self.rules}"}.get(self.kind, self.kind)
+        what += f" for {self.claimant}" * (self.claimant != "") + f" hold {self.hold}" * (self.hold != 0)
+        what += f" {self.runs}" * (self.runs != ()) + f" got {self.got}" * (self.got[0] != "")
         key = f" key={self.key}" if self.key else ""
         end = "…" if self.end is None else f"{self.end:.6f}"
         answer = "?" if self.answer is None else " ".join(map(str, self.answer))
@@ -82,7 +100,7 @@ class Grant(NamedTuple):
     name: str
     low: int
     high: int
-    era: int
+    era: tuple[int, int]
     sent: float
     lent: bool = False
     change: int = 0
@@ -114,7 +132,15 @@ class History:
         self.in_doubt: dict[tuple[str, str], list[float]] = {}
         #: By worker and counter: when which run of a lease came back to the store.
         self.returned: dict[tuple[str, str], list[tuple[float, int, int]]] = {}
-        #: By counter: when it was reset or deleted.
+        #: By worker and counter: what the journal was told of holds that were resolved, of numbers that were given back,
+        #: and how many numbers expired; and how many of these the store told the heart.
+        self.resolved: dict[tuple[str, str], list[Resolution]] = {}
+        self.given_back: dict[tuple[str, str], list[tuple[tuple[Run, ...], int]]] = {}
+        self.expired: dict[tuple[str, str], int] = {}
+        self.told_expired: dict[tuple[str, str], int] = {}
+        #: By counter: when numbers were given back that were on leases, and which ones.
+        self.cut: dict[str, list[tuple[float, set[int]]]] = {}
+        #: By counter: when it was reset, deleted or renewed.
         self.resets: dict[str, list[float]] = {}
         #: By counter: when the store heard that it had lost something, and forgot what was free and leased.
         self.forgotten: dict[str, list[float]] = {}
@@ -136,6 +162,10 @@ class History:
         operation = Operation(kind, actor, worker, name, self._world.time())
         self.operations.append(operation)
         return operation
+
+    @property
+    def now(self) -> float:
+        return self._world.time()
 
     def note(self, name: str, text: str) -> None:
         """Add a line to the trace; `name` is the counter that it is about, or empty for all."""
@@ -165,6 +195,16 @@ class Recorder(Journal):
         found = self._history.orphaned.setdefault((self._worker, name), [])
         found += [(now, count, size) for count, size in admitted]
         self._history.note(name, f"{self._worker} journal: orphaned {list(admitted)}")
+
+    def resolved(self, name: str, limit: int, resolution: Resolution) -> None:
+        self._history.resolved.setdefault((self._worker, name), []).append(resolution)
+
+    def given_back(self, name: str, runs: Sequence[Run], numbers: int) -> None:
+        self._history.given_back.setdefault((self._worker, name), []).append((tuple(runs), numbers))
+
+    def expired(self, name: str, numbers: int) -> None:
+        whose = (self._worker, name)
+        self._history.expired[whose] = self._history.expired.get(whose, 0) + numbers
 
     def in_doubt(self, name: str, claims: int) -> None:
         self._history.in_doubt.setdefault((self._worker, name), []).append(self._sent_at(name))

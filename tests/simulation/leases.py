@@ -102,7 +102,7 @@ class Leases:
         free_after = numbers(after.free)
         given = numbers(runs_of(words[9])) | numbers(runs_of(words[10]))
         fresh = set(range((before.issued or 0) + 1, (after.issued or 0) + 1))
-        if max(given, default=0) > (after.limit or 0):
+        if max(given, default=0) > (after.limit or 0) + after.given:
             history.object("no number lies above the limit", name, f"{worker} was given {sorted(given)}: {after}")
         strange = (free_after | given) - free_before - held - fresh
         if strange and before.epoch == after.epoch:
@@ -136,6 +136,7 @@ class Leases:
             any(at >= grant.sent for at in lost_at)
             or any(at > grant.time for at in history.forgotten.get(grant.name, ()))
             or any(at >= grant.sent for at in history.resets.get(grant.name, ()))
+            or any(at >= grant.time for at, _ in history.cut.get(grant.name, ()))
             or (worker, grant.name) in history.in_doubt
             or now - grant.sent > FORGOTTEN
         )

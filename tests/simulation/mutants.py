@@ -1,7 +1,7 @@
 """Small changes of the service that each break one mechanism, to see that the simulation notices.
 
-A mutant is a piece of source text that is replaced: in a method, or in a script. One whose text is not there any more
-raises LookupError: it has to follow the code.
+A mutant is a piece of source text that is replaced: in a method, in a script, or in every script that has it. One whose
+text is not there any more raises LookupError: it has to follow the code.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class Mutant(NamedTuple):
-    """`where` is a script, or a class with the name of its method."""
+    """`where` is a script, or all of them, or a class with the name of its method."""
 
-    where: store.Script | tuple[type, str]
+    where: store.Script | list[store.Script] | tuple[type, str]
     old: str
     new: str
 
@@ -37,6 +37,7 @@ WRITE_RECEIPT = "redis.call('SET', KEYS[2], ARGV[11] .. ' ' .. reply, 'EX', ARGV
 REVISED = """issued, moved = math.max(before, seen_issued), math.max(moved, seen_moved)
       follow()"""
 
+SCRIPTS = [script for script in vars(store).values() if isinstance(script, store.Script)]
 MUTANTS = {
     # Receipts
     "sequence read again for a repeat": Mutant(
@@ -67,7 +68,7 @@ MUTANTS = {
     "another batch while one is on its way": Mutant((Lane, "_start"), "if self.task is None:", "if True:"),
     # What was seen
     "seen not sent": Mutant((Lane, "known"), "return self._seen", "return None"),
-    "count not compared": Mutant(store.CLAIM, "(issued < seen_issued or moved < seen_moved)", "moved < seen_moved"),
+    "count not compared": Mutant(store.CLAIM, "(issued < seen_issued or moved", "(moved"),
     "revision not compared": Mutant(store.CLAIM, "elseif revision < seen_revision or", "elseif"),
     "older epoch believed": Mutant(store.CLAIM, "if not epoch or epoch < seen_epoch then", "if not epoch then"),
     "absence believed": Mutant(
@@ -183,6 +184,93 @@ MUTANTS = {
     "halted while a lease is out": Mutant(
         (Lane, "_settle"), "and worker.halt_cache and not verdict.out", "and worker.halt_cache"
     ),
+    # Holds
+    "hold ends early": Mutant(
+        SCRIPTS, "while sale.heap > 0 and sale.due <= second and done", "while sale.heap > 0 and done"
+    ),
+    "hold never ends": Mutant(SCRIPTS, "while sale.heap > 0 and sale.due <= second", "while false"),
+    "holds in the wrong order": Mutant(SCRIPTS, "if other and other < one then", "if false then"),
+    "hold resolved twice": Mutant(
+        SCRIPTS,
+        "if found.outcome ~= 'held' then\n      write(id, found) -- so that a WAIT on this connection is about it\n    elseif",
+        "if found.outcome == 'expired' then\n      write(id, found)\n    elseif found.expires and",
+    ),
+    "confirmed in part, all kept": Mutant(
+        SCRIPTS, "action == 'confirm' and (number or found.size) or 0", "action == 'confirm' and found.size or 0"
+    ),
+    "confirmed in part, the rest lost": Mutant(
+        SCRIPTS,
+        "if found.epoch == epoch and run[1] + part <= run[2] then",
+        "if part == 0 and found.epoch == epoch then",
+    ),
+    "hold of a window that is over": Mutant(
+        SCRIPTS, "if found.epoch == epoch and run[1] + part <= run[2] then", "if run[1] + part <= run[2] then"
+    ),
+    "holds kept through a loss": Mutant(SCRIPTS, "sale.began and tonumber(losses) == sale.losses", "sale.began"),
+    "reset keeps resolutions": Mutant(SCRIPTS, "if not found or found.epoch < sale.began or", "if not found or"),
+    "resolutions not compared": Mutant(
+        SCRIPTS, "(revision < seen_revision or sale.resolved < seen_resolved)", "revision < seen_revision"
+    ),
+    "hold shorter than asked": Mutant(
+        SCRIPTS, "math.floor(now / 1000000) + seconds + 1", "math.floor(now / 1000000) + seconds"
+    ),
+    "hold not in its key's record": Mutant(store.CLAIM, "told, admitted and id or '', expires", "told, '', expires"),
+    "resolution executed however late": Mutant(store.RESOLVE, "return 'LATE'", "limit = limit"),
+    "halt cache kept after a resolution": Mutant((Counters, "_resolve"), "lane.unhalt()", "pass"),
+    "resolutions not told": Mutant(
+        (Counters, "release"), "self._journal.resolved(name, counter.limit, resolution)", "pass"
+    ),
+    "expiry not told": Mutant((Lane, "_settle"), "worker.journal.expired(self.name, verdict.expired)", "pass"),
+    # Give-backs
+    "given back twice": Mutant(SCRIPTS, "without({ { first, last } }, chunk.back), {}", "{ { first, last } }, {}"),
+    "given back before it is given": Mutant(store.GIVE_BACK, "local never = run[2] > issued", "local never = false"),
+    "given back from a lease": Mutant(
+        store.GIVE_BACK, "if met and tonumber(at) > now - LEASE_RETURN then", "if false then"
+    ),
+    "receipt of a give-back not checked": Mutant(
+        store.GIVE_BACK, "if receipt then\n  redis.call('EXPIRE'", "if false then\n  redis.call('EXPIRE'"
+    ),
+    "give-back executed however late": Mutant(store.GIVE_BACK, "return 'LATE'", "limit = limit"),
+    "halt cache kept after a give-back": Mutant(
+        (Counters, "give_back"), "self._learn(counter).unhalt()", "self._learn(counter)"
+    ),
+    "give-backs not told": Mutant((Counters, "give_back"), "self._journal.given_back(name, runs, given)", "pass"),
+    # Claimants
+    "share not checked": Mutant(SCRIPTS, "return sale.each > 0 and claimant ~= '' and", "return false and"),
+    "share kept": Mutant(SCRIPTS, "shares[claimant] = share_of(claimant) - size + total(left)", "share_of(claimant)"),
+    "held numbers in no share": Mutant(
+        SCRIPTS,
+        "shares[claimant] = share_of(claimant) + size",
+        "shares[claimant] = share_of(claimant) + (id == '' and size or 0)",
+    ),
+    "shares kept without claimants": Mutant(
+        SCRIPTS, "or sale.chunk ~= '-' or sale.resolved > 0", "or sale.given > 0 or sale.resolved > 0"
+    ),
+    "capped claims settled as others": Mutant(
+        (Lane, "_settle"), "verdict.each, place in capped)", "verdict.each, False)"
+    ),
+    # Windows
+    "no renewal": Mutant(
+        SCRIPTS, "if not sale or sale.ends == 0 or now < sale.ends or lost or deleted then", "if true then"
+    ),
+    "renewal is a loss": Mutant(
+        SCRIPTS, "local ended = renewed or 0 < seen_ends and seen_ends <= epoch", "local ended = false"
+    ),
+    "loss at a renewal is none": Mutant(
+        SCRIPTS, "if not (renewed and (revision < seen_revision or sale.resolved < seen_resolved)) then", "if true then"
+    ),
+    "renewal keeps the count": Mutant(
+        SCRIPTS, "math.max(from, epoch + 1), to, 0, 0", "math.max(from, epoch + 1), to, issued, 0"
+    ),
+    "renewal keeps what was given back": Mutant(
+        SCRIPTS, "    clear()\n    forget()\n    return true", "    forget()\n    return true"
+    ),
+    "window begins when it is noticed": Mutant(SCRIPTS, "math.max(from, epoch + 1), to, 0, 0", "now, to, 0, 0"),
+    "window of an earlier worker": Mutant(SCRIPTS, "sale.ends = math.max(later, seen_ends)", "sale.ends = seen_ends"),
+    "renewed counter forgets when it began": Mutant(SCRIPTS, "\n      or sale.began ~= epoch) then", ") then"),
+    "lent beyond the window": Mutant(
+        store.CLAIM, "(sale.each > 0 or 0 < sale.ends and sale.ends <= now + LEASE)", "sale.each > 0"
+    ),
 }
 
 
@@ -193,7 +281,11 @@ def mutated(name: str | None) -> Iterator[None]:
         yield
         return
     where, old, new = MUTANTS[name]
-    undo = _script(where, old, new, name) if isinstance(where, store.Script) else _method(*where, old, new, name)
+    if isinstance(where, tuple):
+        undo = _method(*where, old, new, name)
+    else:
+        scripts = [where] if isinstance(where, store.Script) else where
+        undo = _scripts([each for each in scripts if old.encode() in each.source] or scripts, old, new, name)
     try:
         yield
     finally:
@@ -201,15 +293,13 @@ def mutated(name: str | None) -> Iterator[None]:
             setattr(target, attribute, before)
 
 
-def _script(script: store.Script, old: str, new: str, name: str) -> list[tuple[object, str, object]]:
-    undo: list[tuple[object, str, object]] = [
-        (script, "source", script.source),
-        (script, "digest", script.digest),
-        (store, "SOURCES", store.SOURCES),
-    ]
-    source = _replaced(script.source.decode(), old, new, name).encode()
-    script.source, script.digest = source, hashlib.sha1(source).hexdigest()
-    store.SOURCES = {each.digest: each.source for each in store.SCRIPTS}
+def _scripts(scripts: list[store.Script], old: str, new: str, name: str) -> list[tuple[object, str, object]]:
+    undo: list[tuple[object, str, object]] = [(store, "SOURCES", store.SOURCES)]
+    for script in scripts:
+        undo += [(script, "source", script.source), (script, "digest", script.digest)]
+        source = _replaced(script.source.decode(), old, new, name).encode()
+        script.source, script.digest = source, hashlib.sha1(source).hexdigest()
+    store.SOURCES = {each.digest: each.source for each in SCRIPTS}
     return undo
 
 

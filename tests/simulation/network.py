@@ -83,7 +83,7 @@ class Network:
 
     def written(self, connection: Connection, tag: Any) -> None:
         """What `tag` names has been written to a connection."""
-        if self._holding and getattr(tag, "kind", None) in ("put", "delete"):
+        if self._holding and getattr(tag, "kind", None) in ("put", "delete", "resolve", "give_back"):
             connection.stall("up", True)
             self._holds.append(connection)
 

@@ -17,12 +17,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import hiredis
 
 from pythonricing.counting.lane import Numbers
-from pythonricing.counting.model import LEASE_RETURN_SECONDS, NoSuchCounter, StateLost
+from pythonricing.counting.model import (
+    LEASE_RETURN_SECONDS,
+    ClaimantMissing,
+    ClaimantUnwanted,
+    NoSuchCounter,
+    StateLost,
+    TooMany,
+)
+from pythonricing.counting.rules import decide
 from pythonricing.stores.redis import store as scripts
 from tests.simulation.history import Grant
 from tests.simulation.leases import Leases, runs_of, total
 from tests.simulation.machine import START
 from tests.simulation.network import TAG
+from tests.simulation.sales import LENT, OUTCOMES, RUNS, Sales
 
 if TYPE_CHECKING:
     from pythonricing.counting.model import Batch, Run, Seen
@@ -38,18 +47,20 @@ OPERATION: ContextVar[Operation | None] = ContextVar("OPERATION", default=None)
 class Ghost(NamedTuple):
     """What somebody knows of a counter.
 
-    `era` is the last reset or deletion, `change` the last change by an operator, both by their order of execution;
-    `high` the highest number of the era; `limit` what the last change made it, None if that isn't known; `depth` how many
+    `era` is the last reset or deletion, and the epoch of the window since then; `change` the last change by an operator,
+    both by their order of execution; `high` the highest number of the era; `limit` what the last change made it, None if that isn't known; `depth` how many
     changes led there: two that were made without knowledge of each other, because the store lost one of them, can't be
-    told apart by a revision; `moved` an epoch of the store and how many numbers went into its free runs or out of them.
+    told apart by a revision; `moved` an epoch of the store and how many numbers went into its free runs or out of them;
+    `resolved` how many holds were resolved since the last reset.
     """
 
-    era: int = 0
+    era: tuple[int, int] = (0, 0)
     change: int = 0
     high: int = 0
     limit: int | None = None
     depth: int = 0
     moved: tuple[int, int] = (0, 0)
+    resolved: tuple[int, int] = (0, 0)
 
     def merged(self, other: Ghost) -> Ghost:
         """What is known after hearing of `other` too."""
@@ -58,7 +69,15 @@ class Ghost(NamedTuple):
         if self.era == other.era:
             high, moved = max(self.high, other.high), max(self.moved, other.moved)
         newer = other if other.change >= self.change else self
-        return Ghost(later.era, newer.change, high, newer.limit, max(self.depth, other.depth), moved)
+        resolved = max(self.resolved, other.resolved)
+        return Ghost(later.era, newer.change, high, newer.limit, max(self.depth, other.depth), moved, resolved)
+
+    def in_window(self, state: State) -> Ghost:
+        """What is known, in the window that a state shows."""
+        epoch = state.epoch or 0
+        if epoch <= max(state.began, self.era[1]):
+            return self
+        return self._replace(era=(self.era[0], epoch), high=0, moved=(epoch, 0))
 
     def lacks_change_of(self, other: Ghost) -> bool:
         """Whether `other` knows of a change that is not known here, nor superseded by as many others."""
@@ -68,8 +87,8 @@ class Ghost(NamedTuple):
 NOTHING = Ghost()
 
 
-#: What a change looks like: the limit that it made, and whether it was a deletion.
-Look: TypeAlias = tuple[int | None, bool]
+#: What a change looks like: the limit that it made, the other rules, and whether it was a deletion.
+Look: TypeAlias = tuple[int | None, int, str, str, bool]
 
 
 class State(NamedTuple):
@@ -85,11 +104,29 @@ class State(NamedTuple):
     free: tuple[Run, ...] = ()
     leases: tuple[tuple[str, float, tuple[Run, ...]], ...] = ()
     base: int = 0
+    #: How many numbers were given back in this epoch, and are on holds; and the other rules, see State in rules.py.
+    given: int = 0
+    held: int = 0
+    each: int = 0
+    ends: int = 0
+    began: int = 0
+    resolved: int = 0
+    losses: int = 0
+    every: str = ""
+    zone: str = ""
 
     @property
     def taken(self) -> int | None:
         """Its count."""
-        return None if self.issued is None else self.issued - total(self.free)
+        return None if self.issued is None else self.issued - total(self.free) - self.given
+
+    def turns_into(self, after: State) -> bool:
+        """Whether its window is over in the state that follows."""
+        return self.ends > 0 and self.began == after.began and (self.epoch or 0) < (after.epoch or 0)
+
+    def turned(self, after: State) -> State:
+        """It in the window of the state that follows."""
+        return self._replace(issued=0, epoch=after.epoch, moved=0, free=(), leases=(), given=0, held=0, ends=after.ends)
 
     @property
     def moves(self) -> tuple[int, int]:
@@ -107,7 +144,7 @@ class State(NamedTuple):
 
     @property
     def look(self) -> Look:
-        return (None if self.deleted else self.limit, bool(self.deleted))
+        return (None if self.deleted else self.limit, self.each, self.every, self.zone, bool(self.deleted))
 
 
 #: Of a counter that isn't there.
@@ -120,15 +157,23 @@ def state_of(found: dict[bytes, bytes], clock: float) -> State:
     free: tuple[Run, ...] = ()
     leases = []
     for field, value in found.items():
+        if field[:6] != b"lease:" and field != b"free":
+            continue
         begun, _, text = value.partition(b" ")
         if begun != epoch:
             continue
         if field == b"free":
             free = runs_of(text)
-        elif field.startswith(b"lease:"):
+        else:
             at, _, text = text.partition(b" ")
             lent_at = (int(at) - START) / 1e6 - clock
             leases.append((field.removeprefix(b"lease:").decode(), lent_at, runs_of(text)))
+    sale = found.get(b"sale")
+    more: tuple[Any, ...] = (0, 0, 0, 0, int(epoch or 0))
+    if sale is not None:
+        given, held, _, _, _, each, ends, began, resolved, losses, every, zone = sale.split()[:12]
+        renewal = (word.decode().removeprefix("-") for word in (every, zone))
+        more = (int(given), int(held), int(each), int(ends), int(began), int(resolved), int(losses), *renewal)
     return State(
         None if b"count" not in found or (deleted and not lost) else int(found[b"count"]),
         int(found[b"limit"]) if b"limit" in found else None,
@@ -140,6 +185,7 @@ def state_of(found: dict[bytes, bytes], clock: float) -> State:
         free,
         tuple(sorted(leases)),
         int(found.get(b"base", 0)),
+        *more,
     )
 
 
@@ -176,7 +222,7 @@ class Call:
         self.batch: Batch | None = None
         self.operation = OPERATION.get()
         #: The first admission to each key, as far as the store knew of it when the call began.
-        self.first_uses: dict[str, tuple[int, int]] = {}
+        self.first_uses: dict[str, tuple[tuple[int, int], int]] = {}
 
 
 class Observer:
@@ -205,16 +251,24 @@ class Observer:
         self._marks: dict[tuple[str, int, int], tuple[Ghost, Look | None]] = {}
         self._changes = 0
         self._leases = Leases(history)
+        self.sales = Sales(history)
         self._reader = hiredis.Reader()
         #: By machine and counter: the hash that was looked at, under which clock, and what it says.
         self._looks: dict[tuple[Machine, str], tuple[dict[bytes, bytes] | None, float, State]] = {}
         self._nodes: list[Ghost] = [NOTHING]
+        self._said: dict[tuple[str, str, bytes], Ghost] = {}
         self._replies: dict[tuple[str, str, int], list[tuple[bytes, Ghost]]] = {}
         self._batches: dict[tuple[str, str, int, int], Batch] = {}
         #: By worker and counter: when the batch that is on its way was first sent, and its sequence.
         self._sent: dict[tuple[str, str], tuple[int, float]] = {}
         self._kinds: dict[bytes, str] = {}
-        for kind, script in (("claim", scripts.CLAIM), ("put", scripts.PUT), ("delete", scripts.DELETE)):
+        for kind, script in (
+            ("claim", scripts.CLAIM),
+            ("put", scripts.PUT),
+            ("delete", scripts.DELETE),
+            ("resolve", scripts.RESOLVE),
+            ("give", scripts.GIVE_BACK),
+        ):
             self._kinds[script.source] = self._kinds[script.digest.encode()] = kind
 
     @property
@@ -254,11 +308,18 @@ class Observer:
         if self.losses and after != before and (words[0] == b"LOST" or words[-1].startswith(b"^")):
             self._history.forgotten.setdefault(name, []).append(self._world.time())
         stored, known = known, self._caught_up(name, known, before.epoch, before.revision, before.look)
+        known = known.in_window(before)
+        if before.turns_into(after):
+            self._history.resets.setdefault(name, []).append(self._world.time())
+        operation = None if call is None else call.operation
+        before = self.sales.judge(machine, name, kind, before, after, words, arguments, operation)
         if call is not None and call.seen is not None and shown(call.seen) > shown(before):
-            look = (None if call.seen.deleted else call.seen.limit, call.seen.deleted)
-            known = self._caught_up(name, known, call.seen.epoch, call.seen.revision, look)
+            seen = call.seen
+            look = (None if seen.deleted else seen.limit, seen.each, seen.every, seen.zone, seen.deleted)
+            known = self._caught_up(name, known, seen.epoch, seen.revision, look)
         if words[0] == b"LOST" or kind == "claim":
             known = self._caught_up(name, known, after.epoch, after.revision, after.look)
+        known = known.in_window(after)
         if (
             self.losses
             and before.epoch is not None
@@ -268,6 +329,8 @@ class Observer:
             known = known._replace(high=min(known.high, after.issued or 0))
         if kind == "claim":
             node = self._claimed(connection, name, call, known, before, after, words, arguments)
+        elif kind in ("resolve", "give"):
+            node = self._settled(name, call, known, before, after, words)
         else:
             node = self._changed(name, kind, call, known, before, after, words, arguments)
         if after.epoch is not None and node.change > known.change:
@@ -276,7 +339,7 @@ class Observer:
             self._write(machine, name, node)
         if machine is self.primary:
             self._point(name, after)
-        if call is not None and words and words[0][:1].isdigit():
+        if call is not None and words and (words[0][:1].isdigit() or words[0] in OUTCOMES):
             call.node = self._told(call, reply, node)
         elif call is not None and words == [b"OK"]:
             call.node = node
@@ -307,7 +370,10 @@ class Observer:
         high = known.high if mark.era <= known.era else 0
         newer = max(mark, known, key=lambda ghost: ghost.change)
         moved = known.moved if mark.era <= known.era else NOTHING.moved
-        return Ghost(max(mark.era, known.era), newer.change, high, newer.limit, max(mark.depth, known.depth), moved)
+        resolved = max(mark.resolved, known.resolved) if mark.era <= known.era else NOTHING.resolved
+        return Ghost(
+            max(mark.era, known.era), newer.change, high, newer.limit, max(mark.depth, known.depth), moved, resolved
+        )
 
     def _claimed(
         self,
@@ -367,6 +433,32 @@ class Observer:
             )
         return node._replace(high=max(node.high, after.issued), moved=max(node.moved, after.moves))
 
+    def _settled(
+        self, name: str, call: Call | None, known: Ghost, before: State, after: State, words: list[bytes]
+    ) -> Ghost:
+        """A hold was resolved, or numbers were given back."""
+        if after == before or words[0] in (b"LOST", b"OVER", b"LATE", b"MISSING"):
+            return known
+        if words[0] in (b"NEVER", b"LEASED"):  # lifted to what the worker knew, and nothing else
+            return known if call is None or after.losses == before.losses else known.merged(call.known)
+        self._judge_word(call)
+        if words[-1].startswith(b"^") and call is not None:
+            known = known.merged(call.known)
+        elif call is not None:
+            self._judge_worker(call, known, before, after)
+        resolved = max(known.resolved, (known.era[0], after.resolved))
+        high, moved = max(known.high, after.issued or 0), max(known.moved, after.moves)
+        return known._replace(high=high, moved=moved, resolved=resolved)
+
+    def _judge_word(self, call: Call | None) -> None:
+        operation = None if call is None else call.operation
+        if operation is not None and operation.decided is not None and not self.clock_stepped:
+            self._history.object(
+                "an operator's command has an effect after its answer",
+                operation.name,
+                f"answered {operation.decision} at {operation.decided:.6f}: {operation}",
+            )
+
     def _judge_worker(self, call: Call, known: Ghost, before: State, after: State) -> None:
         """A worker that knows more than the store has must notice."""
         worker, count = call.known, before.issued or 0
@@ -379,7 +471,15 @@ class Observer:
                 call.name,
                 f"{call.worker} was given something of {before}, but it has seen {worker}",
             )
-        elif known.lacks_change_of(worker) and not (worker.change == worker.era and not worker.high and not known.high):
+        elif worker.era[0] == known.era[0] and worker.resolved > (known.era[0], before.resolved):
+            self._history.object(
+                "a worker goes on where a resolution that it has seen is lost",
+                call.name,
+                f"{call.worker} has seen {worker}: {before}",
+            )
+        elif known.lacks_change_of(worker) and not (
+            worker.change == worker.era[0] and not worker.high and not known.high
+        ):
             self._history.object(
                 "a worker admits from a store that lost a change it has seen",
                 call.name,
@@ -401,13 +501,8 @@ class Observer:
         done = words[0][:1].isdigit() or words[0] == b"OK"
         if not done or before.core == after.core:
             return known
+        self._judge_word(call)
         operation = None if call is None else call.operation
-        if operation is not None and operation.decided is not None and not self.clock_stepped:
-            self._history.object(
-                "an operator's command has an effect after its answer",
-                name,
-                f"answered {operation.decision} at {operation.decided:.6f}: {operation}",
-            )
         if operation is not None and operation.kind == "put" and operation.limit != after.limit:
             self._history.object("a change makes the limit", name, f"{operation} made it {after.limit}")
         self._changes += 1
@@ -418,7 +513,7 @@ class Observer:
             if after.taken:
                 self._history.object("a reset counts from 0", name, f"the count is {after.taken}")
             depth = max(known.depth, 0 if call is None else call.known.depth)
-            return Ghost(change, change, 0, after.limit, depth + 1)
+            return Ghost((change, 0), change, 0, after.limit, depth + 1)
         seen = None if call is None else call.seen
         first = (
             not self.raises and not before.lost and not before.deleted and before.epoch in (None, seen and seen.epoch)
@@ -446,6 +541,8 @@ class Observer:
     def _told(self, call: Call, reply: bytes, node: Ghost) -> Ghost:
         """What a reply tells: a receipt tells what was so when it was written."""
         if call.batch is None:
+            if call.kind in ("put", "give_back"):
+                return self._said.setdefault((call.worker, call.name, reply), node)
             return node
         replies = self._replies.setdefault((call.worker, call.name, call.batch.sequence), [])
         for earlier, then in replies:
@@ -504,8 +601,8 @@ class Observer:
             for key in filter(None, what.keys or ()):
                 found = self.primary.server.value(f"ghost:{name}:key:{key}".encode())
                 if found is not None:
-                    era, count = found.split()
-                    call.first_uses[key] = (int(era), int(count))
+                    reset, window, count = map(int, found.split())
+                    call.first_uses[key] = (reset, window), count
         return call
 
     def knows(self, worker: str, name: str) -> int:
@@ -520,6 +617,12 @@ class Observer:
         if call.node is not None and call.kind != "configure":
             have = self.known.get((call.worker, call.name), NOTHING)
             self.known[call.worker, call.name] = have.merged(call.node)
+        told = next(
+            (each for each in (result if isinstance(result, tuple) else (result,)) if hasattr(each, "expired")), None
+        )
+        if told is not None and told.expired:
+            whose = (call.worker, call.name)
+            self._history.told_expired[whose] = self._history.told_expired.get(whose, 0) + told.expired
         if call.kind == "claim":
             self._judge_verdict(call, result)
 
@@ -557,13 +660,22 @@ class Observer:
             return
         count, replays, got = verdict.before, iter(verdict.replays), Numbers(verdict.runs)
         admissions: list[tuple[str, int, bool]] = []
-        for size, key in zip(batch.sizes, batch.keys or [None] * len(batch.sizes), strict=True):
+        nothing: list[None] = [None] * len(batch.sizes)
+        claims = zip(batch.sizes, batch.keys or nothing, batch.wishes or nothing, strict=True)
+        for place, (size, key, wish) in enumerate(claims):
             replay = None if key is None else next(replays, None)
             if replay is not None:
                 if key is not None and replay.admitted:
                     admissions.append((key, replay.count, True))
-            elif count + size <= verdict.limit:
-                count += size
+                continue
+            try:
+                answer = decide(
+                    count, verdict.limit, size, verdict.most, None, wish, verdict.each, place in verdict.capped
+                )
+            except (TooMany, ClaimantMissing, ClaimantUnwanted):
+                continue
+            if answer.admitted:
+                count = answer.request_count
                 last = got.answer(size, verdict.limit).request_count
                 if key is not None:
                     admissions.append((key, last, False))
@@ -576,19 +688,15 @@ class Observer:
 
     def _judge_key(self, call: Call, node: Ghost, key: str, last: int, replayed: bool) -> None:
         """A key's admission is the first one of its era that the store knows of."""
-        era, first = call.first_uses.get(key, (-1, 0))
+        era, first = call.first_uses.get(key, ((-1, 0), 0))
         if era < node.era:
-            self._set(self.primary, f"ghost:{call.name}:key:{key}".encode(), b"%d %d" % (node.era, last))
-            if replayed and first == last and era >= 0 and not self.losses:
+            self._set(self.primary, f"ghost:{call.name}:key:{key}".encode(), b"%d %d %d" % (*node.era, last))
+            if replayed and first == last and era[0] >= 0 and not self.losses:
                 given = any(grant.era == node.era and grant.low <= last <= grant.high for grant in self._history.grants)
                 if not given:
                     self._history.object("a reset forgets keys", call.name, f"key {key} got {last} of before it again")
         elif era == node.era and first != last:
             self._history.object("one key, one admission", call.name, f"key {key} got {first} first, and now {last}")
-
-
-#: The words of a claim's reply that are what its claims got, and what is lent.
-RUNS, LENT = 9, 10
 
 
 class Watched:
@@ -634,3 +742,9 @@ class Watched:
 
     async def delete(self, name: str, *arguments: Any, **options: Any) -> Any:
         return await self._watch("delete", name, *arguments, **options)
+
+    async def resolve(self, name: str, *arguments: Any, **options: Any) -> Any:
+        return await self._watch("resolve", name, *arguments, **options)
+
+    async def give_back(self, name: str, *arguments: Any, **options: Any) -> Any:
+        return await self._watch("give_back", name, *arguments, **options)

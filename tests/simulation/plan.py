@@ -7,7 +7,11 @@ frequent each is, so that a fault is not always drowned in others.
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from tests.simulation.machine import START
 
 #: Every kind of fault, and how likely it is to be in a history at all.
 KINDS = {
@@ -49,6 +53,25 @@ LASTS = {
 }
 
 
+#: Ends of windows of the calendar: how the counter renews, where, and the first moment of the next one. Among them are
+#: the days on which clocks change, one whose midnight comes twice, one that has none, one after a day that was left out,
+#: a leap day, and a new year.
+TURNS: tuple[tuple[str, str, tuple[int, int, int]], ...] = (
+    ("day", "Europe/Berlin", (2024, 3, 31)),
+    ("day", "Europe/Berlin", (2024, 10, 28)),
+    ("day", "Atlantic/Azores", (2024, 10, 27)),
+    ("day", "America/Sao_Paulo", (2018, 11, 4)),
+    ("day", "America/Sao_Paulo", (2018, 2, 18)),
+    ("day", "Pacific/Apia", (2011, 12, 31)),
+    ("day", "Australia/Lord_Howe", (2024, 4, 7)),
+    ("day", "", (2024, 2, 29)),
+    ("week", "Asia/Kathmandu", (2024, 1, 1)),
+    ("week", "", (2024, 2, 26)),
+    ("month", "America/New_York", (2024, 3, 1)),
+    ("month", "", (2025, 1, 1)),
+)
+
+
 class Fault(NamedTuple):
     """`draws` decide whom it hits and how; a fault is the same whichever others happen."""
 
@@ -65,7 +88,7 @@ class Fault(NamedTuple):
 class Plan:
     """See the module."""
 
-    def __init__(self, seed: int | str) -> None:
+    def __init__(self, seed: int, sales: bool = True) -> None:
         draw = random.Random(f"plan {seed}")
         self.workers = draw.randint(2, 4)
         self.counters = ["default", "seats", "cups"][: draw.randint(2, 3)]
@@ -96,6 +119,21 @@ class Plan:
         #: Seconds of its own demand that a worker takes ahead. Where it does, there is demand, and limits are far away.
         self.lease = 0.0
         self._draw_leases(random.Random(f"lease {seed}"))
+        #: Whether anybody sells: how likely claims are on hold, for how many seconds, what becomes of that and after how
+        #: many, and how likely somebody asks again; the seconds between give-backs, 0: there are none.
+        self.sale = False
+        self.held = self.insists = self.returns = self.rethinks = 0.0
+        self.hold_seconds: tuple[int, ...] = (1,)
+        self.decides = 1.0
+        self.choices = dict.fromkeys(("confirm", "part", "release", "leave"), 1.0)
+        #: By counter: how many numbers each of so many claimants may have, and how it renews and where.
+        self.each: dict[str, int] = {}
+        self.claimants = 1
+        self.every: dict[str, tuple[str, str]] = {}
+        #: What the store's clock is ahead of the world's.
+        self.clock = 0.0
+        if sales:
+            self._draw_sale(random.Random(f"sale {seed}"))
         self.faults = sorted([*self._draw_faults(draw), *self._draw_held_words(random.Random(f"words {seed}"))])
         self.replicated = any(fault.kind == "failover" for fault in self.faults)
 
@@ -113,6 +151,33 @@ class Plan:
         self.keyed = draw.choice((0.0, 0.0, 0.1))
         self.workers = draw.randint(1, 3)
         self.operates = draw.choice((0.1, 0.3, 1.0))
+
+    def _draw_sale(self, draw: random.Random) -> None:
+        if draw.random() < 0.25:
+            return
+        self.sale = True
+        self.held = draw.choice((0.0, 0.05, 0.3, 0.9))
+        self.hold_seconds = draw.choice(((1,), (1, 2), (1, 3, 600)))
+        self.decides = draw.choice((0.05, 0.5, 1.5))
+        self.choices = {choice: draw.random() ** 2 for choice in self.choices}
+        self.insists = draw.choice((0.0, 0.2, 0.6))
+        self.returns = draw.choice((0.0, 0.0, 0.1, 0.5))
+        self.rethinks = draw.choice((0.0, 0.1, 0.5))
+        self.claimants = draw.randint(1, 8)
+        seldom, renews = draw.choice(((0.0, 0.0), (0.5, 0.0), (0.0, 0.6), (0.3, 0.5)))
+        for name in self.counters:
+            if draw.random() < seldom * (0.3 if self.lease else 1.0):
+                self.each[name] = min(draw.choice((1, 4, 12)), self.limits[name])
+            if draw.random() < renews:
+                self.every[name] = draw.choice((("1s", ""), ("1s", ""), ("2s", ""), ("", "")))
+        if self.held or self.every:
+            self.think = max(self.think, draw.choice((0.03, 0.1, 0.3)))
+        if self.every and draw.random() < 0.5:
+            every, zone, moment = draw.choice(TURNS)
+            name = draw.choice(list(self.every))
+            self.every[name] = (every, zone)
+            turn = datetime(*moment, tzinfo=ZoneInfo(zone) if zone else UTC).timestamp()
+            self.clock = turn - START / 1e6 - draw.random() * self.claims * self.think
 
     def _draw_faults(self, draw: random.Random) -> list[Fault]:
         weights = {kind: draw.random() for kind, chance in KINDS.items() if draw.random() < chance}

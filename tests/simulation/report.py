@@ -20,7 +20,7 @@ def trace(scene: Scene, name: str | None = None) -> Iterator[str]:
             yield f"{time:14.6f} {about:8} {text}"
 
 
-def explain(seed: int | str) -> Iterator[str]:
+def explain(seed: int) -> Iterator[str]:
     """Why the history of `seed` fails: with as few faults as possible, up to its first objection."""
     scene = simulate(seed)
     if not scene.history.objections:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tests.simulation.plan import Fault
 
 
-def shrink(seed: int | str, rule: str, faults: list[Fault]) -> list[Fault]:
+def shrink(seed: int, rule: str, faults: list[Fault]) -> list[Fault]:
     """Leave out faults for as long as the history of `seed` still breaks `rule`."""
     parts = 2
     while len(faults) >= 1:
@@ -27,5 +27,5 @@ def shrink(seed: int | str, rule: str, faults: list[Fault]) -> list[Fault]:
     return faults
 
 
-def breaks(seed: int | str, rule: str, faults: list[Fault]) -> bool:
+def breaks(seed: int, rule: str, faults: list[Fault]) -> bool:
     return any(objection.rule == rule for objection in simulate(seed, faults).history.objections)

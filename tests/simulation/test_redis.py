@@ -12,7 +12,7 @@ import hiredis
 import pytest
 
 from loadtests.rig.waiting import wait_until
-from pythonricing.stores.redis.store import CLAIM, DELETE, PUT
+from pythonricing.stores.redis.store import CLAIM, DELETE, GIVE_BACK, PUT, RESOLVE
 from tests.simulation.redis import MASTERDOWN, NOREPLICAS, Hash, Members, Scores, Server
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ BOUNDS = [b"-inf", b"+inf", b"0", b"(0", b"1", b"(1", b"2.5", b"(1000"]
 #: Moments far ahead, and past ones; nothing between, so that a busy machine makes no difference.
 SECONDS = [b"1000", b"100000", b"0", b"-1"]
 MOMENTS = [b"4102444800", b"4102444900", b"1", b"-5"]
+
+#: A second of these years, which scripts make of the time; a reply need not tell in which second it was made.
+SECOND = re.compile(rb"(?<!\d)1[7-9]\d{8}(?!\d)")
 
 SCRIPTS = [
     b"return {1, 2.9, -2.9, 'x', false, true, {3, {4}}, nil, 5}",
@@ -110,6 +113,12 @@ def decoded(reply: bytes) -> Any:
     return reader.gets()
 
 
+def fields(words: list[bytes]) -> dict[bytes, bytes]:
+    """A hash that is told word by word, in an order that nobody promises for one that is large."""
+    words = [SECOND.sub(b"second", word) for word in words]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
 class Pair:
     """A real server and a simulated one that get the same commands."""
 
@@ -127,10 +136,16 @@ class Pair:
         reply = self.session.execute(words)
         if words[0].upper() in (b"TTL", b"PTTL"):
             reply, expected = (re.sub(rb":[1-9]\d*", b":some", each) for each in (reply, expected))
+        elif words[0].upper() in (b"EVAL", b"EVALSHA"):
+            assert SECOND.sub(b"second", reply) == SECOND.sub(b"second", expected), words
+            return expected
         elif words[0].upper() == b"HELLO" and expected[:1] == b"*":
             return expected  # its version, and modules that it may have
         elif words[0].upper() == b"SMEMBERS" and expected[:1] == b"*":
             assert sorted(decoded(reply)) == sorted(decoded(expected)), words
+            return expected
+        elif words[0].upper() == b"HGETALL" and expected[:1] == b"*":
+            assert fields(decoded(reply)) == fields(decoded(expected)), words
             return expected
         assert reply == expected, words
         return expected
@@ -167,6 +182,8 @@ class Pair:
                 case Scores():
                     stored, read = [b"ZRANGE", name, b"0", b"-1"], [member for _, member in value.ordered()]
             found = decoded(self.real.execute(stored))
+            if isinstance(value, Hash):
+                found, read = fields(found), fields([word for pair in value.items() for word in pair])
             assert (sorted(found) if isinstance(value, Members) else found) == read, name
             assert (decoded(self.real.execute([b"PTTL", name])) > 0) == (expiry > 0), name
 
@@ -363,14 +380,16 @@ def test_the_same_commands_get_the_same_replies(pair: Pair, seed: int) -> None:
 class Service:
     """What the service sends: its scripts, with arguments as they may come, and what it reads.
 
-    Nothing is lent, because how long ago that was is no part of a reply.
+    Nothing is lent, and holds and windows last for long, because how long ago that was is no part of a reply.
     """
 
     def __init__(self, pair: Pair, seed: int) -> None:
         self.pair = pair
         self.random = random.Random(seed)
         self.sequence = dict.fromkeys((b"w1", b"w2"), 0)
-        self.seen: list[list[int]] = []  # epoch, revision, issued, limit, largest claim, deleted, moved
+        #: Epoch, revision, issued, limit, largest claim, deleted, moved; and what of them has to do with sales.
+        self.seen: list[tuple[list[int], str]] = []
+        self.holds: list[bytes] = [b"none"]
         self.words = self.errors = 0
 
     def run(self, script: Script, keys: list[bytes], *arguments: object) -> bytes:
@@ -386,49 +405,80 @@ class Service:
     def step(self) -> None:
         name = self.random.choice([b"pythonricing:{default}", b"pythonricing:{other}"])
         choose = self.random.choices(
-            [self.claim, self.read, self.put, self.delete, self.browse, self.loss, self.flush_scripts],
-            [60, 10, 8, 4, 4, 6, 1],
+            [
+                self.claim,
+                self.read,
+                self.put,
+                self.delete,
+                self.browse,
+                self.loss,
+                self.flush_scripts,
+                self.resolve,
+                self.give_back,
+            ],
+            [60, 10, 8, 4, 4, 6, 1, 20, 10],
         )[0]
         choose(name)
 
     def common(self) -> list[object]:
         """What a worker has seen: now and then of another counter, or more than there is; and what a loss does."""
         known: list[object] = [""] * 7
+        more = ""
         if self.seen and self.random.random() < 0.8:
-            epoch, revision, issued, *rest = self.random.choice(self.seen[-3:])
+            (epoch, revision, issued, *rest), more = self.random.choice(self.seen[-3:])
             epoch += self.random.choice([0, 0, 0, 0, 0, 0, 7, -7])
             revision += self.random.choice([0] * 9 + [1])
             known = [epoch, revision, issued + self.random.choice([0, 0, 0, 0, 3]), *rest]
-        return [*known, self.random.choice(["halt", "halt", "raise"]), 86400]
+        return [*known, self.random.choice(["halt", "halt", "raise"]), more]
+
+    def see(self, words: list[bytes], sale: bytes) -> None:
+        """What a reply tells of a counter."""
+        epoch, revision, limit, most, _, issued, moved = map(int, words[:7])
+        more = ""
+        if sale != b"-":
+            each, ends, resolved, *_, every, zone, _ = sale.decode().split(":")
+            more = f"{resolved} {each} {ends} {every or '-'} {zone or '-'} 0 0"
+        self.seen.append(([epoch, revision, issued, limit, most, 0, moved], more))
 
     def claim(self, name: bytes) -> None:
         worker = self.random.choice(list(self.sequence))
         self.sequence[worker] += self.random.choice([1, 1, 1, 1, 0, -1])
-        keys, claims = [], []
-        keyed = self.random.random() < 0.5
+        keys, claims = [], list[int | str]()
+        keyed, sale = self.random.random() < 0.5, self.random.random() < 0.5
         for _ in range(self.random.randint(1, 8)):
             size = self.random.choice([1, 1, 1, 2, 5])
             if keyed and self.random.random() < 0.5:
                 keys.append(name + b":key:" + self.random.choice([b"k1", b"k2", b"k3", b"k4"]))
-                claims += [1, -size]
+                size = -size
+            if sale and self.random.random() < 0.7:
+                claims += [0, size, *self.wish()]
             else:
-                claims += [self.random.randint(1, 4), size]
-        self.run_claim(worker, [name, name + b":receipt:" + worker, *keys], self.sequence[worker], claims)
+                claims += [1 if size < 0 else self.random.randint(1, 4), size]
+        self.run_claim(worker, [name, name + b":receipt:" + worker, *keys], self.sequence[worker], claims, sale)
+
+    def wish(self) -> list[int | str]:
+        """A hold, a claimant, or both."""
+        hold, claimant = self.random.choice([(1, 0), (1, 1), (0, 1)])
+        if hold:
+            self.holds.append(b"h%d" % len(self.holds))
+        id = self.holds[-1].decode() if hold else ""
+        return [id, self.random.choice([1000, 2000, 9000]) * hold, self.random.choice(["a", "b"]) * claimant]
 
     def read(self, name: bytes) -> None:
         self.run_claim(b"", [name, name + b":receipt:none"], 0, [])
 
-    def run_claim(self, worker: bytes, keys: list[bytes], sequence: int, claims: list[int]) -> None:
+    def run_claim(
+        self, worker: bytes, keys: list[bytes], sequence: int, claims: list[int | str], sale: bool = False
+    ) -> None:
         create = self.random.choice(["", "", 10, 100, 2**53 - 1])
         attempt = self.random.randint(0, 3)
-        lease = (0, "", "")
+        lease = (0, "", "", "1" if sale else "")
         reply = self.run(
             CLAIM, keys, *self.common(), worker.decode(), sequence, attempt, 60, 86400, 60, create, *lease, *claims
         )
         words = decoded(reply).split() if reply[:1] == b"$" else []
         if len(words) > 3:
-            _, epoch, revision, limit, most, _, issued, moved = map(int, words[:8])
-            self.seen.append([epoch, revision, issued, limit, most, 0, moved])
+            self.see(words[1:], words[11])
 
     def word(self, script: Script, name: bytes, *arguments: object) -> list[bytes]:
         """An operator's: now and then again, or too late."""
@@ -440,17 +490,33 @@ class Service:
 
     def put(self, name: bytes) -> None:
         limit = self.random.choice(["", 0, 10, 50, 2**53 - 1])
-        words = self.word(
-            PUT, name, limit, self.random.choice(["", 0, 3]), self.random.choice(["change", "restart", "configure"])
-        )
+        most, each = self.random.choice(["", "", 0, 3]), self.random.choice(["", 0, 4])
+        every, zone = self.random.choice([("", ""), ("-", "-"), ("366d", "-")])
+        how = self.random.choice(["change", "restart", "configure"])
+        words = self.word(PUT, name, limit, most, each, every, zone, how)
         if len(words) > 3:
-            _, epoch, revision, limit, most, _, issued, moved = map(int, words[:8])
-            self.seen.append([epoch, revision, issued, limit, most, 0, moved])
+            self.see(words[1:], words[9])
+
+    def resolve(self, name: bytes) -> None:
+        not_after = self.random.choice([2**53 - 1, 2**53 - 1, 2**53 - 1, 1])
+        id, action = self.random.choice(self.holds[-20:]).decode(), self.random.choice(["confirm", "release"])
+        arguments = [not_after, id, action, self.random.choice(["", "", 1, 9])]
+        reply = self.run(RESOLVE, [name], *self.common(), "", *arguments)
+        words = decoded(reply).split() if reply[:1] == b"$" else []
+        if len(words) > 3:
+            self.see(words[3:], words[11])
+
+    def give_back(self, name: bytes) -> None:
+        first = self.random.randint(1, 60)
+        runs = [f"{low}-{low + self.random.randint(0, 3)}" for low in (first, first + 9)[: self.random.randint(1, 2)]]
+        words = self.word(GIVE_BACK, name, ",".join(runs))
+        if len(words) > 3:
+            self.see(words[1:], words[9])
 
     def delete(self, name: bytes) -> None:
         words = self.word(DELETE, name)
         if words and words[0].isdigit():
-            self.seen.append([int(words[0]), int(words[1]), 0, 0, 0, 1, 0])
+            self.seen.append(([int(words[0]), int(words[1]), 0, 0, 0, 1, 0], ""))
 
     def browse(self, name: bytes) -> None:
         self.pair.execute(b"ZRANGE", b"pythonricing:counters", b"-", b"+", b"BYLEX", b"LIMIT", b"0", b"1000")
@@ -470,9 +536,11 @@ class Service:
 
     def run_wrong(self, name: bytes) -> None:
         for script, arguments in (
-            (CLAIM, ["w1", 0, 0, 60, 60, 60, "", 0, "", ""]),
-            (PUT, ["", 2**53, 60, 1, "", "change"]),
+            (CLAIM, ["w1", 0, 0, 60, 60, 60, "", 0, "", "", ""]),
+            (PUT, ["", 2**53, 60, 1, "", "", "", "", "change"]),
             (DELETE, ["", 2**53, 60]),
+            (RESOLVE, ["", 2**53, "none", "confirm", ""]),
+            (GIVE_BACK, ["", 2**53, 60, "1-1"]),
         ):
             reply = self.run(script, [name, name + b":receipt:none"], *self.common(), *arguments)
             assert reply.startswith(b"-WRONGTYPE")
@@ -515,7 +583,7 @@ def test_out_of_memory(own_pair: tuple[RedisServer, Pair]) -> None:
     # Only what comes before a script's first write is refused.
     pair.execute(b"EVAL", b"redis.call('DEL', KEYS[1]) return redis.call('SET', KEYS[1], 1)", b"1", b"a")
     pair.execute(b"EVAL", b"redis.call('GET', KEYS[1]) return redis.call('SET', KEYS[1], 1)", b"1", b"a")
-    for script in (CLAIM, PUT, DELETE):
+    for script in (CLAIM, PUT, DELETE, RESOLVE, GIVE_BACK):
         arguments = [b"1", b"0", b"60", b"60", b"10", b"", b"", b"", b"halt", b"1", b"1"]
         pair.execute(b"EVAL", script.source, b"2", b"counter", b"receipt", *arguments)
     pair.compare_data()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.simulation import crowd
-from tests.simulation.mutants import MUTANTS, mutated
+from tests.simulation.mutants import MUTANTS, SCRIPTS, mutated
 from tests.simulation.report import explain, trace
 from tests.simulation.scene import simulate
 from tests.simulation.seeds import FAILED_ONCE, NOTICED_AT
@@ -43,11 +43,11 @@ def test_a_mutant_whose_text_is_gone_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_mutant_is_undone() -> None:
-    before = [mutant.where.digest for mutant in MUTANTS.values() if not isinstance(mutant.where, tuple)]
+    before = [script.digest for script in SCRIPTS]
     for name in MUTANTS:
         with mutated(name):
             pass
-    assert [mutant.where.digest for mutant in MUTANTS.values() if not isinstance(mutant.where, tuple)] == before
+    assert [script.digest for script in SCRIPTS] == before
 
 
 def test_time_passes_only_when_nobody_has_anything_to_do() -> None:

@@ -18,11 +18,13 @@ from loadtests.rig.cluster import ClusterServers
 from loadtests.rig.postgres import PostgresServer, postgres_programs
 from loadtests.rig.redis import RedisServer, redis_programs
 from loadtests.rig.sentinels import SentinelServers
+from loadtests.rig.waiting import wait_until
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import (
     LEASE_RETURN_SECONDS,
     Answer,
     Batch,
+    Counter,
     KeyReused,
     NoSuchCounter,
     Replay,
@@ -32,6 +34,7 @@ from pythonricing.counting.model import (
     StoreRejected,
     StoreUnavailable,
     Verdict,
+    Wish,
     Word,
 )
 from pythonricing.settings import MAX_COUNT
@@ -728,6 +731,46 @@ def test_a_deletion_takes_no_account_of_what_was_said_after_it(opened: Opened) -
     with pytest.raises(StateLost):
         opened.claim(1, seen=went_on)
     assert put(opened, 10)[0].issued == 7
+
+
+def test_a_resolution_that_an_older_copy_lacks_is_a_loss_although_as_much_has_moved(opened: Opened) -> None:
+    # What was confirmed before the loss has expired since, in the copy.
+    put(opened, 10)
+    opened.claim(4)
+    with pytest.raises(StateLost):
+        opened.claim(1, seen=msgspec.structs.replace(seen(opened), resolved=1))
+
+
+def renew(opened: Opened, **rules: Any) -> tuple[Counter, Counter]:
+    """A counter of which 4 numbers were claimed in the window before, as it was then and as it is now."""
+    opened.run(opened.store.put(opened.name, word(), 10, Rules(every="1s", **rules)))
+    opened.claim(4)
+    before = opened.run(opened.store.read(opened.name))
+    wait_until(lambda: opened.count() == 0, "the window to be over")
+    return before, opened.run(opened.store.read(opened.name))
+
+
+def test_a_counter_that_renews_no_more_knows_when_it_began(opened: Opened) -> None:
+    before, _ = renew(opened)
+    opened.run(opened.store.put(opened.name, word(), 10, Rules(every="", zone="")))
+    assert opened.claim(1, seen=before.seen).before == 0
+
+
+def test_what_a_worker_of_an_earlier_window_tells_ends_none(raising: Opened) -> None:
+    before, _ = renew(raising)
+    told = msgspec.structs.replace(before.seen, revision=before.revision + 1, limit=20)
+    counter = raising.run(raising.store.read(raising.name, told))
+    # Else it would have begun again, a microsecond later.
+    assert (counter.limit, counter.epoch % 1_000_000) == (20, 0)
+
+
+def test_a_reset_forgets_the_shares_of_a_counter_that_has_no_claimants_for_a_while(opened: Opened) -> None:
+    wishes = [Wish(claimant="alice")]
+    steps: tuple[tuple[int, How], ...] = ((4, "change"), (0, "change"), (0, "restart"), (4, "change"))
+    for each, how in steps:
+        opened.run(opened.store.put(opened.name, word(), 10, Rules(each=each), how))
+        if each:
+            assert list(opened.claim(4, wishes=wishes).runs) == [(1, 4)]
 
 
 def test_setting_a_lost_counter_keeps_its_keys(opened: Opened) -> None:

@@ -426,7 +426,8 @@ BEGIN
     END IF;
   ELSIF state.epoch = seen_epoch AND state.revision >= seen_revision
       AND NOT (state.revision = seen_revision AND state.deleted_until IS NOT NULL AND NOT seen_deleted) THEN
-    IF state.deleted_until IS NOT NULL OR (state.issued >= seen_issued AND state.moved >= seen_moved) THEN
+    IF state.deleted_until IS NOT NULL OR (state.issued >= seen_issued AND state.moved >= seen_moved
+        AND coalesce(state.resolved, 0) >= seen_resolved) THEN
       RETURN NULL;
     END IF;
     state.issued := greatest(state.issued, seen_issued);
@@ -469,7 +470,8 @@ BEGIN
       state.each := coalesce(seen_more[2], '0');
       state.every := coalesce(seen_more[3], '');
       state.zone := coalesce(seen_more[4], '');
-      state.ends := seen_ends;
+      -- A worker of an earlier window doesn't end the one that it is now.
+      state.ends := greatest(seen_ends, CASE WHEN state.every <> '' AND state.epoch > seen_epoch THEN state.ends END);
     END IF;
   END IF;
   RETURN state;
@@ -825,7 +827,8 @@ BEGIN
       END IF;
     END IF;
     IF counter.lost OR counter.deleted_until IS NOT NULL OR counter.epoch <> seen_epoch
-      OR counter.revision <> seen_revision OR counter.issued < seen_issued OR counter.moved < seen_moved THEN
+      OR counter.revision <> seen_revision OR counter.issued < seen_issued OR counter.moved < seen_moved
+      OR coalesce(counter.resolved, 0) < coalesce(seen_more[1], '0')::bigint THEN
       more := pythonricing.recover(
         counter, on_loss, seen_epoch, seen_revision, seen_issued, seen_limit, seen_most, seen_deleted, seen_moved,
         seen_more);

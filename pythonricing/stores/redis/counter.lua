@@ -136,6 +136,7 @@ local over = false -- the reply that asks for the window that contains the time
 local settled = script == 'claim' and stored[4] == ARGV[1] and stored[5] == (sale and '0' .. ARGV[2] or ARGV[2])
   and issued >= tonumber(ARGV[3]) and moved >= tonumber(ARGV[7]) and not lost and not deleted
   and not (sale and 0 < sale.ends and sale.ends <= now)
+  and (ARGV[9] == '' or (sale and sale.resolved or 0) >= tonumber(string.match(ARGV[9], '^%d+')))
 
 local special, save_sale, listed
 if sale or not settled or ARGV[20] == '1' then
@@ -331,7 +332,9 @@ if not settled then
     revision, limit, most, deleted = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
     rule(seen_each, seen_every ~= '-' and seen_every or '', seen_zone ~= '-' and seen_zone or '')
     if sale then
-      sale.ends = seen_ends
+      -- A worker of an earlier window doesn't end the one that it is now.
+      local later = seen_every ~= '-' and epoch and epoch > tonumber(ARGV[1]) and sale.ends or 0
+      sale.ends = math.max(later, seen_ends)
     end
   end
 
@@ -378,7 +381,7 @@ if not settled then
     elseif revision < seen_revision or (revision == seen_revision and deleted and ARGV[6] ~= '1') then
       issued, moved = math.max(before, seen_issued), math.max(moved, seen_moved)
       follow()
-    elseif not deleted and (issued < seen_issued or moved < seen_moved) then
+    elseif not deleted and (issued < seen_issued or moved < seen_moved or (sale and sale.resolved or 0) < seen_resolved) then
       issued, moved = math.max(issued, seen_issued), math.max(moved, seen_moved)
     else
       return false

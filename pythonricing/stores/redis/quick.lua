@@ -7,7 +7,7 @@ stored = redis.call('HMGET', KEYS[1], 'count', 'limit', 'most', 'epoch', 'revisi
   'moved', 'free', 'lease:' .. ARGV[10])
 if stored[4] == ARGV[1] and stored[5] == ARGV[2] and not (stored[7] or stored[8] or stored[9] or stored[12])
   and (not stored[11] or stored[11] == stored[4] .. ' ') and not KEYS[3] and ARGV[17] == '0' and ARGV[20] == ''
-  and (not receipt or tonumber(string.match(receipt, '^%d+')) < tonumber(ARGV[11])) then
+  and ARGV[9] == '' and (not receipt or tonumber(string.match(receipt, '^%d+')) < tonumber(ARGV[11])) then
   local before, limit, most, moved = tonumber(stored[1]), tonumber(stored[2]), tonumber(stored[3]), stored[10] or '0'
   local issued = before
   for i = 21, #ARGV, 2 do

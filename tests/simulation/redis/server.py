@@ -76,6 +76,7 @@ class Server(Keyspace):
         self.acknowledged = 0  # the offset that this replica has told its primary
         self._log: deque[Unit] = deque()  # what not all followers have yet: the last of it is at `offset`
         self._unsynced: deque[Unit] = deque()
+        self._last: Unit = []  # of the last command that changed something
         self._second = 0
 
     def connect(self) -> Session:
@@ -153,8 +154,15 @@ class Server(Keyspace):
                 self._unsynced.clear()
 
     def _commit(self) -> None:
-        unit, self.changes = self.changes, []
-        self._append(unit)
+        self._last, self.changes = self.changes, []
+        self._append(self._last)
+
+    def amend(self, key: bytes, value: bytes) -> None:
+        """Have a value be a part of what the last command has changed, so that neither is ever had without the other."""
+        self.select(0)
+        self.put(key, (value, 0))
+        self._last += self.changes
+        self.changes = []
 
     def _append(self, unit: Unit) -> None:
         self.offset += 1
