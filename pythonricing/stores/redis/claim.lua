@@ -153,10 +153,10 @@ end
 
 local known_issued, taken = issued, issued - total(free) - given
 local before, runs, records, keyed, waited = taken, {}, {}, 2, false
-local place, i, refused = 0, 21, false -- the claims that shares refuse, by their place in the batch
+local place, i, refused = 0, 21, false -- the claims that shares refuse, by their place in a batch with claimants
 while i < #ARGV do
   local times, size = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
-  i, place = i + 2, place + (times > 0 and times or 1)
+  i, place = i + 2, place + 1
   if times > 0 and size > 0 then
     if (most == 0 or size <= most) and not (sale and sale.each > 0) then
       local admitted = math.max(0, math.min(times, math.floor((limit - taken) / size)))
