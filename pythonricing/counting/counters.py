@@ -248,10 +248,11 @@ class Counters:
             lane.end_lease()
         with self._told(name):
             async with self._answered(name):
-                seen = (await self._read(name)).seen
+                now = await self._read(name)
+            self._learn(now)
             # Of the epoch that it is now: numbers of the same name in a later one are others.
             given, counter = await self._speak(
-                name, lambda word: self._store.give_back(name, msgspec.structs.replace(word, seen=seen), runs)
+                name, lambda word: self._store.give_back(name, msgspec.structs.replace(word, seen=now.seen), runs)
             )
         self._learn(counter).unhalt()
         self._journal.given_back(name, runs, given)
