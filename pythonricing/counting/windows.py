@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
-from pythonricing.counting.model import BadRules
+from pythonricing.counting.model import BadRules, StoreRejected
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -18,8 +18,14 @@ FIXED = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 CALENDAR = ("day", "week", "month")
 ZONE = re.compile(r"[A-Za-z0-9_+/-]{1,64}")
+#: Names in a database's files that are no zones, or mean another one on each machine.
+NO_ZONES = re.compile(r"localtime|posixrules|Factory|(?:posix|right)/.*")
 #: The longest fixed window.
 MAX_SECONDS = 366 * 86_400
+
+
+class UnknownZone(StoreRejected):
+    """Another worker knows a counter's time zone, and this one doesn't."""
 
 
 class Window(NamedTuple):
@@ -34,7 +40,7 @@ def check(every: str, zone: str) -> None:
     if every in CALENDAR:
         if zone:
             try:
-                if ZONE.fullmatch(zone) is None:
+                if ZONE.fullmatch(zone) is None or NO_ZONES.fullmatch(zone):
                     raise ValueError
                 _zone(zone)
             except (ValueError, KeyError, OSError):
@@ -58,12 +64,16 @@ def window(every: str, zone: str, now: int) -> Window:
     """The window that contains a moment, which is in microseconds, as the result is.
 
     Days begin at midnight, or where clocks are put forward then, with the first moment of their date; weeks on Monday.
+    Raises UnknownZone.
     """
     seconds = length(every)
     if seconds:
         begins = now // (seconds * 1_000_000) * seconds
         return Window(begins * 1_000_000, (begins + seconds) * 1_000_000)
-    where = _zone(zone)
+    try:
+        where = _zone(zone)
+    except (ValueError, KeyError, OSError):
+        raise UnknownZone(f"this worker's database has no time zone {zone!r}, by which a counter renews") from None
     today = datetime.fromtimestamp(now // 1_000_000, where).date()
     match every:
         case "day":

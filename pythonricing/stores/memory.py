@@ -7,6 +7,8 @@ from collections import OrderedDict
 from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar, cast
 
+import msgspec
+
 from pythonricing.counting.holds import capped, due, expire, give_back, own, resolve
 from pythonricing.counting.model import (
     KEEP,
@@ -156,6 +158,7 @@ class MemoryStore:
             due(state),
             now if state.ends or state.held else 0,
             expired,
+            state.held,
             tuple(refused),
         )
         self._receipts[batch.name, batch.worker] = (batch.sequence, verdict)
@@ -223,8 +226,10 @@ class MemoryStore:
         self._in_time(name, word)
         state, raised = self._current(name, word.seen, None)
         expired, _ = expire(state, self._now())
+        before = state.resolved
         resolution = resolve(state, id, action, number, self._now())
-        return resolution, self._shown(name, state, raised, expired)
+        counter = self._shown(name, state, raised, expired)
+        return resolution, msgspec.structs.replace(counter, settled=state.resolved > before)
 
     async def give_back(self, name: str, word: Word, runs: Sequence[Run]) -> tuple[int, Counter]:
         if (name, word.id) in self._words:

@@ -694,8 +694,8 @@ END $$;
 -- `outcome` is OK, MISSING, LOST, STALE or OVER; `reply` is attempt, epoch, revision, limit, most, the numbers taken
 -- before, issued, moved, the numbers out on leases that may come back (0 if every claim was admitted and another one
 -- might be), and what was issued before a loss raised it, or null. Then, each after its length: nothing, or of a counter
--- with more than that each, every, zone, ends, resolved, due, time and expired (see told) and the places of the claims
--- that their claimants' shares refused; the runs that the admitted claims got, those that the worker is lent, and for
+-- with more than that each, every, zone, ends, resolved, due, time, expired and held (see told) and the places of the
+-- claims that their claimants' shares refused; the runs that the admitted claims got, those that the worker is lent, and for
 -- each keyed claim its record, of length 0 where the key was new, and with its hold, expiry and claimant before the runs
 -- where there is more. What is only read is told otherwise (see told).
 -- MISSING replies epoch and revision of the deletion if that is known; OVER the time, every and zone of a window that
@@ -1076,10 +1076,11 @@ BEGIN
       SET issued = counter.issued, moved = counter.moved, free = nullif(counter.free, '{}'), lent = counter.lent,
         held = counter.held, due = counter.due
       WHERE c.name = counter_name;
-    reply := answer[1:10]::text[] || (8 + coalesce(cardinality(refused), 0))::text || ARRAY[
+    reply := answer[1:10]::text[] || (9 + coalesce(cardinality(refused), 0))::text || ARRAY[
       counter.each::text, counter.every, counter.zone, counter.ends::text, counter.resolved::text,
       CASE WHEN counter.held > 0 THEN counter.due ELSE 0 END::text,
-      CASE WHEN counter.ends > 0 OR counter.held > 0 THEN moment ELSE 0 END::text, expired::text
+      CASE WHEN counter.ends > 0 OR counter.held > 0 THEN moment ELSE 0 END::text, expired::text,
+      counter.held::text
       ] || refused || answer[12:]::text[] || told;
     INSERT INTO pythonricing.receipt AS r (name, worker, number, reply, expires, held, lent, told) VALUES (
         counter_name, worker_id, batch_sequence, ARRAY[batch_attempt],
@@ -1374,8 +1375,8 @@ END $$;
 -- Confirm a hold, in part too, or release it: once, whatever is said how often. So there is no receipt.
 --
 -- `outcome` is OK, LATE, LOST, MISSING or OVER (see claim); `reply` is what became of the hold: "confirmed", "released",
--- "expired", "held" if it has fewer numbers than should be confirmed, or "none" if no such hold is known; its size;
--- how many first and last numbers of confirmed runs follow, and these; and what is told of the counter.
+-- "expired", "held" if it has fewer numbers than should be confirmed, or "none" if no such hold is known, and "+" after
+-- it if that is of this time; its size; how many first and last numbers of confirmed runs follow, and these; and what is told of the counter.
 CREATE OR REPLACE PROCEDURE pythonricing.resolve(
   patience int,
   calendar text[],
@@ -1408,6 +1409,7 @@ DECLARE
   moment bigint;
   kept int8multirange := '{}';
   changed boolean := false;
+  settled text := '';
 BEGIN
   CALL pythonricing.hear(patience, counter_name, word_id, not_after, receipt_seconds, counter, outcome, reply);
   IF outcome IS NOT NULL THEN
@@ -1439,6 +1441,7 @@ BEGIN
       kept := CASE
         WHEN action = 'confirm' THEN pythonricing.first(hold.runs, coalesce(number, hold.size)) ELSE '{}' END;
       counter.resolved := counter.resolved + 1;
+      settled := '+';
     END IF;
     IF hold.epoch = counter.epoch THEN
       CALL pythonricing.mark(counter, hold.runs - kept, given);
@@ -1454,7 +1457,7 @@ BEGIN
   UPDATE pythonricing.hold h SET outcome = hold.outcome, due = hold.due, runs = hold.runs
     WHERE h.name = counter_name AND h.id = hold_id;
   kept := CASE WHEN hold.outcome IS NULL THEN '{}' ELSE hold.runs END;
-  reply := ARRAY[coalesce(hold.outcome, 'held'), hold.size::text, cardinality(pythonricing.numbers(kept))::text]
+  reply := ARRAY[coalesce(hold.outcome, 'held') || settled, hold.size::text, cardinality(pythonricing.numbers(kept))::text]
     || pythonricing.numbers(kept)::text[] || pythonricing.told(counter, raised, expired);
   COMMIT;
 END $$;

@@ -34,7 +34,7 @@ from pythonricing.counting.model import (
     StoreUnavailable,
     Verdict,
 )
-from pythonricing.counting.windows import window
+from pythonricing.counting.windows import UnknownZone, window
 from pythonricing.stores.link import stop
 from pythonricing.stores.redis.pipeline import ignore
 from pythonricing.stores.redis.routes import route_to
@@ -135,10 +135,10 @@ class RedisStore:
             more: dict[str, Any] = {}
         else:
             *numbers, every, zone, capped = sale.decode().split(":")
-            each, ends, resolved, _, _, due, now, expired = map(int, numbers)
+            each, ends, resolved, held, _, due, now, expired = map(int, numbers)
             places = tuple(map(int, capped.split(","))) if capped else ()
             more = {"each": each, "every": every, "zone": zone, "ends": ends, "resolved": resolved, "due": due}
-            more |= {"now": now, "expired": expired, "capped": places}
+            more |= {"now": now, "expired": expired, "held": held, "capped": places}
         return Verdict(
             int(attempt),
             int(epoch),
@@ -188,8 +188,9 @@ class RedisStore:
         self._index(name)
         if outcome == b"none":
             return None, _counter(name, words)
-        resolution = msgspec.convert(outcome.decode(), Outcome), int(size), tuple(_runs(runs))
-        return Resolution(*resolution), _counter(name, words)
+        counter = msgspec.structs.replace(_counter(name, words), settled=outcome.endswith(b"+"))
+        became = msgspec.convert(outcome.decode().removesuffix("+"), Outcome)
+        return Resolution(became, int(size), tuple(_runs(runs))), counter
 
     async def give_back(self, name: str, word: Word, runs: Sequence[Run]) -> tuple[int, Counter]:
         # Below 1 there are none.
@@ -234,6 +235,8 @@ class RedisStore:
             if self._route.spread:
                 return False
             raise
+        except UnknownZone:  # the others are listed
+            return False
         if words[0] == b"GONE":
             return True
         lost, *words = words
