@@ -254,14 +254,20 @@ class Counters:
         lane = self._lanes.get(name)
         if lane is not None:
             lane.end_lease()
-        with self._told(name):
-            async with self._answered(name):
-                now = await self._read(name)
+        now: Counter | None = None
+
+        async def look() -> None:
+            nonlocal now
+            now = await self._read(name)
             self._learn(now)
+
+        def act(word: Word) -> Awaitable[tuple[int, Counter]]:
             # Of the epoch that it is now: numbers of the same name in a later one are others.
-            given, counter = await self._speak(
-                name, lambda word: self._store.give_back(name, msgspec.structs.replace(word, seen=now.seen), runs)
-            )
+            assert now is not None
+            return self._store.give_back(name, msgspec.structs.replace(word, seen=now.seen), runs)
+
+        with self._told(name):
+            given, counter = await self._speak(name, act, look)
         self._learn(counter).unhalt()
         self._journal.given_back(name, runs, given)
         return given, counter
@@ -322,11 +328,15 @@ class Counters:
         self._learn(counter).unhalt()
         return counter, created
 
-    async def _speak(self, name: str, act: Callable[[Word], Awaitable[T]]) -> T:
-        """Have the store execute an operator's word: once, and never after this has raised."""
+    async def _speak(
+        self, name: str, act: Callable[[Word], Awaitable[T]], look: Callable[[], Awaitable[None]] | None = None
+    ) -> T:
+        """Have the store execute an operator's word: once, and never after this has raised. `look` goes before."""
         id = uuid.uuid4().hex
         end = self._loop.time() + self._timeout
         async with self._answered(name):
+            if look is not None:
+                await look()
             while True:
                 try:
                     # Read anew for each server that it may come to. The clock was read before its reply came: what is
