@@ -75,7 +75,7 @@ CLAIM, CLOCK, PUT, DELETE, RESOLVE, GIVE_BACK, LOOK = SCRIPTS = (
     *(Script(name, "counter", "holds") for name in ("put", "delete", "resolve", "give_back", "look")),
 )
 SOURCES: dict[object, bytes] = {script.digest: script.source for script in SCRIPTS}
-#: The place of a script's argument that has a window of the calendar at its end.
+#: The place of a script's argument that has windows of the calendar at its end.
 WINDOW = 8
 
 
@@ -341,7 +341,7 @@ class RedisStore:
         known = (seen.epoch, seen.revision, seen.issued, seen.limit, seen.most, int(seen.deleted), seen.moved)
         more = ""
         if seen.each or seen.every or seen.resolved:
-            more = f"{seen.resolved} {seen.each} {seen.ends} {seen.every or '-'} {seen.zone or '-'} 0 0"
+            more = f"{seen.resolved} {seen.each} {seen.ends} {seen.every or '-'} {seen.zone or '-'}"
         return (*known, self._on_loss, more)
 
     async def _script(
@@ -359,9 +359,9 @@ class RedisStore:
                 break
             # Its window is over, and the server knows no time zones.
             now, every, zone = (word.decode() for word in words[1:])
-            found = window(every, zone.strip("-"), int(now))
-            seen = str(arguments[WINDOW]).split()[:-2] or ["0", "0", "0", "-", "-"]
-            arguments = (*arguments[:WINDOW], " ".join([*seen, *map(str, found)]), *arguments[WINDOW + 1 :])
+            begins, ends = window(every, zone.strip("-"), int(now))
+            more = f"{arguments[WINDOW] or '0 0 0 - -'} {every} {zone} {begins} {ends}"
+            arguments = (*arguments[:WINDOW], more, *arguments[WINDOW + 1 :])
         else:
             raise StoreUnavailable("the store's clock does not stay in a window")
         match words[0]:
