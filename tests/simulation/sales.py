@@ -304,7 +304,10 @@ class Sales:
     def _resolve(self, name: str, sale: Sale, after: State, words: Sequence[bytes], arguments: Sequence[bytes]) -> Sale:
         id, action, number = arguments[ID], arguments[ACTION], arguments[NUMBER]
         hold = sale.holds.get(id)
-        outcome, kept = words[0], tuple(n for first, last in runs_of(words[2]) for n in range(first, last + 1))
+        outcome, kept = (
+            words[0].removesuffix(b"+"),
+            tuple(n for first, last in runs_of(words[2]) for n in range(first, last + 1)),
+        )
         if hold is None:
             said: tuple[object, ...] = (b"none", ())
         elif hold.outcome != b"held":

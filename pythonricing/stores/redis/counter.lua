@@ -12,8 +12,8 @@
 --
 -- ARGV[1..7] what the worker has seen: epoch, revision, issued, limit, most, deleted (1 or 0), moved; or '' each
 -- ARGV[8]    what a loss does: "halt" marks the counter as lost; "raise" lifts it to what is known of it
--- ARGV[9]    what else it has seen: "resolved each ends every zone", "-" for no every or zone and 0 for what isn't known;
---            and windows of the calendar, each " every zone begins ends"; or ''
+-- ARGV[9]    what else it has seen: "resolved each ends every zone", "-" for no every or zone and 0 for what isn't known, and
+--            each window of the calendar that was asked for: " every zone begins ends"; or ''
 -- ARGV[10]   the worker, or '' where it has no part in this
 --
 -- Numbers stay exact up to 2^53 ('%.0f': Lua's own conversion keeps 14 digits).
@@ -274,7 +274,7 @@ if not settled then
     forget()
   end
 
-  -- What the worker has seen beyond ARGV[7], and the windows that it has computed.
+  -- What the worker has seen beyond ARGV[7], and the window that it has computed.
   local more = { string.match(ARGV[9] or '', '^(%d+) (%d+) (%d+) (%S+) (%S+)(.*)$') }
   local seen_resolved, seen_each, seen_ends = tonumber(more[1]) or 0, tonumber(more[2]) or 0, tonumber(more[3]) or 0
   local seen_every, seen_zone = more[4] or '-', more[5] or '-'
@@ -288,9 +288,9 @@ if not settled then
       return from, from + length
     end
     zone = zone ~= '' and zone or '-'
-    for of_every, of_zone, begins, stops in string.gmatch(more[6] or '', ' (%S+) (%S+) (%d+) (%d+)') do
-      if of_every == every and of_zone == zone and tonumber(begins) <= now and now < tonumber(stops) then
-        return tonumber(begins), tonumber(stops)
+    for each, where, begins, ends in string.gmatch(more[6] or '', ' (%S+) (%S+) (%d+) (%d+)') do
+      if each == every and where == zone and tonumber(begins) <= now and now < tonumber(ends) then
+        return tonumber(begins), tonumber(ends)
       end
     end
     over = 'OVER ' .. digits(now) .. ' ' .. every .. ' ' .. zone

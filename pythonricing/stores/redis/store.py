@@ -76,7 +76,7 @@ CLAIM, CLOCK, PUT, DELETE, RESOLVE, GIVE_BACK, LOOK = SCRIPTS = (
 )
 SOURCES: dict[object, bytes] = {script.digest: script.source for script in SCRIPTS}
 #: The place of a script's argument that has windows of the calendar at its end.
-WINDOWS = 8
+WINDOW = 8
 
 
 class RedisStore:
@@ -361,9 +361,9 @@ class RedisStore:
                 break
             # Its window is over, and the server knows no time zones.
             now, every, zone = (word.decode() for word in words[1:])
-            begins, ends = window(every, "" if zone == "-" else zone, int(now))
-            known = f"{arguments[WINDOWS] or '0 0 0 - -'} {every} {zone} {begins} {ends}"
-            arguments = (*arguments[:WINDOWS], known, *arguments[WINDOWS + 1 :])
+            begins, ends = window(every, zone.strip("-"), int(now))
+            more = f"{arguments[WINDOW] or '0 0 0 - -'} {every} {zone} {begins} {ends}"
+            arguments = (*arguments[:WINDOW], more, *arguments[WINDOW + 1 :])
         else:
             raise StoreUnavailable("the store's clock does not stay in a window")
         match words[0]:
