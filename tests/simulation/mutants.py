@@ -218,7 +218,7 @@ MUTANTS = {
     "resolution executed however late": Mutant(store.RESOLVE, "return 'LATE'", "limit = limit"),
     "halt cache kept after a resolution": Mutant((Counters, "_resolve"), "lane.unhalt()", "pass"),
     "resolutions not told": Mutant(
-        (Counters, "release"), "self._journal.resolved(name, counter.limit, resolution)", "pass"
+        (Counters, "_resolve"), "self._journal.resolved(name, counter.limit, resolution)", "pass"
     ),
     "expiry not told": Mutant((Lane, "_settle"), "worker.journal.expired(self.name, verdict.expired)", "pass"),
     # Give-backs
