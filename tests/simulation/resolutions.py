@@ -70,9 +70,15 @@ def _judge_resolution(
         history.object("a hold says the same to whoever asks", op.name, f"{op}, but first {first[op.name, op.hold]}")
     if not any(_fits(op, hold) for hold in made):
         history.object("an answer names its hold", op.name, f"{op}: {made}")
-    if word == "resolved" and not any(
+    # It is told once, by the worker that was answered first; not at all if its connection broke before that.
+    broken = (
+        history.killed or scene.observer.losses or any(times and times[0] < op.end for times in history.breaks.values())
+    )
+    if (word == "resolved" and not broken) and not any(
         (told.outcome, told.size, *told.numbers) == tuple(resolution)
-        for told in history.resolved.get((op.worker, op.name), ())
+        for (_, name), lines in history.resolved.items()
+        if name == op.name
+        for told in lines
     ):
         history.object("the books tell of holds and give-backs", op.name, f"nothing says of {op}")
 
@@ -96,5 +102,5 @@ def _judge_give_back(scene: Scene, op: Operation) -> None:
         history.object(
             "each number is given back once", op.name, f"the store gave {op.effect} back, and it was told: {op}"
         )
-    if (op.runs, op.answer[1]) not in history.given_back.get((op.worker, op.name), ()):
+    if (tuple(sorted(op.runs)), op.answer[1]) not in history.given_back.get((op.worker, op.name), ()):
         history.object("the books tell of holds and give-backs", op.name, f"nothing says of {op}")
