@@ -32,7 +32,7 @@ MAX_NUMBERS, MAX_DUE = 1024, 128
 #: Microseconds for which a lease is used.
 LEASE = 100_000
 NOTHING = (b"LOST", b"LATE", b"OVER", b"MISSING")
-OUTCOMES = (b"confirmed", b"released", b"expired")
+OUTCOMES = (b"confirmed", b"released", b"expired", b"held", b"none")
 
 
 class Held(NamedTuple):
@@ -149,7 +149,7 @@ class Sales:
         sale = stored = self.of(machine, name)
         now = machine.server.now()
         lost = words[0] == b"LOST" or words[-1].startswith(b"^")
-        if words[0] in (b"NEVER", b"LEASED"):  # which don't tell
+        if words[0] in (b"NEVER", b"LEASED", b"MISSING"):  # which don't tell
             lost = after.losses > before.losses
         if before.turns_into(after):
             self._judge_turn(name, before, after, now)
@@ -162,7 +162,7 @@ class Sales:
                 self._history.object("a window begins at its time", name, f"but not at 0: {after}")
             before = before.turned(after)
             sale = sale._replace(back=EMPTY.back, owners=EMPTY.owners, shares=EMPTY.shares)
-        if after.began != before.began or after.deleted:
+        if after.began != before.began or (kind == "delete" and words[0].isdigit()):
             sale = EMPTY
         elif after.epoch != before.epoch:
             sale = EMPTY._replace(holds={id: hold for id, hold in sale.holds.items() if hold.outcome != b"held"})
