@@ -304,6 +304,7 @@ class Sales:
     def _resolve(self, name: str, sale: Sale, after: State, words: Sequence[bytes], arguments: Sequence[bytes]) -> Sale:
         id, action, number = arguments[ID], arguments[ACTION], arguments[NUMBER]
         hold = sale.holds.get(id)
+        settled = hold is not None and hold.outcome == b"held"
         outcome, kept = words[0], tuple(n for first, last in runs_of(words[2]) for n in range(first, last + 1))
         if hold is None:
             said: tuple[object, ...] = (b"none", ())
@@ -321,6 +322,8 @@ class Sales:
                 sale = sale._replace(holds={**sale.holds, id: hold})
                 if hold.epoch == after.epoch:
                     sale = sale.given_back(set(hold.numbers) - set(hold.kept))
+        if settled and said[0] != b"held":  # it tells that it was resolved by this
+            said = (bytes(said[0]) + b"+", said[1])
         if (outcome, kept) != said:
             self._history.object(
                 "a hold is resolved once, and then says the same",
