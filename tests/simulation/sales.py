@@ -322,8 +322,8 @@ class Sales:
                 sale = sale._replace(holds={**sale.holds, id: hold})
                 if hold.epoch == after.epoch:
                     sale = sale.given_back(set(hold.numbers) - set(hold.kept))
-        if settled and said[0] != b"held":  # it tells that it was resolved by this
-            said = (bytes(said[0]) + b"+", said[1])
+        if settled and hold is not None and said[0] != b"held":  # it tells that it was resolved by this
+            said = (hold.outcome + b"+", hold.kept)
         if (outcome, kept) != said:
             self._history.object(
                 "a hold is resolved once, and then says the same",
