@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.simulation.leases import numbers
+
 if TYPE_CHECKING:
     from tests.simulation.history import Operation
     from tests.simulation.sales import Held
@@ -31,6 +33,14 @@ def judge_sales(scene: Scene) -> None:
             _judge_give_back(scene, op)
         elif op.admitted and op.hold:
             _judge_hold(scene, op)
+    for whose in {*history.resolved, *history.told_resolved}:
+        lines, resolved = len(history.resolved.get(whose, ())), history.told_resolved.get(whose, 0)
+        if lines != resolved and whose[0] not in history.killed:
+            history.object(
+                "the books tell of holds and give-backs",
+                whose[1],
+                f"{whose[0]}: {resolved} holds were resolved, and {lines} are told of",
+            )
     for whose in {*history.expired, *history.told_expired}:
         told, should = history.expired.get(whose, 0), history.told_expired.get(whose, 0)
         if told != should and whose[0] not in history.killed:
@@ -45,9 +55,9 @@ def _judge_hold(scene: Scene, op: Operation) -> None:
     """An answer names a hold with just its numbers, which lasts as long as it says."""
     assert op.answer is not None
     _, last, _, *scattered = op.answer
-    numbers = tuple(n for low, high in scattered or [(last - op.size + 1, last)] for n in range(low, high + 1))
+    got = tuple(n for low, high in scattered or [(last - op.size + 1, last)] for n in range(low, high + 1))
     made = scene.observer.sales.made.get((op.name, op.got[0]), [])
-    if not any(hold.numbers == numbers and hold.expires == op.got[1] for hold in made):
+    if not any(hold.numbers == got and hold.expires == op.got[1] for hold in made):
         scene.history.object("an answer names its hold", op.name, f"{op}: {made}")
 
 
@@ -70,17 +80,6 @@ def _judge_resolution(
         history.object("a hold says the same to whoever asks", op.name, f"{op}, but first {first[op.name, op.hold]}")
     if not any(_fits(op, hold) for hold in made):
         history.object("an answer names its hold", op.name, f"{op}: {made}")
-    # It is told once, by the worker that was answered first; not at all if its connection broke before that.
-    broken = (
-        history.killed or scene.observer.losses or any(times and times[0] < op.end for times in history.breaks.values())
-    )
-    if (word == "resolved" and not broken) and not any(
-        (told.outcome, told.size, *told.numbers) == tuple(resolution)
-        for (_, name), lines in history.resolved.items()
-        if name == op.name
-        for told in lines
-    ):
-        history.object("the books tell of holds and give-backs", op.name, f"nothing says of {op}")
 
 
 def _fits(op: Operation, hold: Held) -> bool:
@@ -102,5 +101,6 @@ def _judge_give_back(scene: Scene, op: Operation) -> None:
         history.object(
             "each number is given back once", op.name, f"the store gave {op.effect} back, and it was told: {op}"
         )
-    if (tuple(sorted(op.runs)), op.answer[1]) not in history.given_back.get((op.worker, op.name), ()):
+    lines = history.given_back.get((op.worker, op.name), ())
+    if not any(numbers(runs) == numbers(op.runs) and given == op.answer[1] for runs, given in lines):
         history.object("the books tell of holds and give-backs", op.name, f"nothing says of {op}")

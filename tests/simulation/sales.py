@@ -32,7 +32,7 @@ MAX_NUMBERS, MAX_DUE = 1024, 128
 #: Microseconds for which a lease is used.
 LEASE = 100_000
 NOTHING = (b"LOST", b"LATE", b"OVER", b"MISSING")
-OUTCOMES = (b"confirmed", b"released", b"expired")
+OUTCOMES = (b"confirmed", b"released", b"expired", b"held", b"none")
 
 
 class Held(NamedTuple):
@@ -149,7 +149,7 @@ class Sales:
         sale = stored = self.of(machine, name)
         now = machine.server.now()
         lost = words[0] == b"LOST" or words[-1].startswith(b"^")
-        if words[0] in (b"NEVER", b"LEASED"):  # which don't tell
+        if words[0] in (b"NEVER", b"LEASED", b"MISSING"):  # which don't tell
             lost = after.losses > before.losses
         if before.turns_into(after):
             self._judge_turn(name, before, after, now)
@@ -162,7 +162,7 @@ class Sales:
                 self._history.object("a window begins at its time", name, f"but not at 0: {after}")
             before = before.turned(after)
             sale = sale._replace(back=EMPTY.back, owners=EMPTY.owners, shares=EMPTY.shares)
-        if after.began != before.began or after.deleted:
+        if after.began != before.began or (kind == "delete" and words[0].isdigit()):
             sale = EMPTY
         elif after.epoch != before.epoch:
             sale = EMPTY._replace(holds={id: hold for id, hold in sale.holds.items() if hold.outcome != b"held"})
@@ -304,10 +304,8 @@ class Sales:
     def _resolve(self, name: str, sale: Sale, after: State, words: Sequence[bytes], arguments: Sequence[bytes]) -> Sale:
         id, action, number = arguments[ID], arguments[ACTION], arguments[NUMBER]
         hold = sale.holds.get(id)
-        outcome, kept = (
-            words[0].removesuffix(b"+"),
-            tuple(n for first, last in runs_of(words[2]) for n in range(first, last + 1)),
-        )
+        settled = hold is not None and hold.outcome == b"held"
+        outcome, kept = words[0], tuple(n for first, last in runs_of(words[2]) for n in range(first, last + 1))
         if hold is None:
             said: tuple[object, ...] = (b"none", ())
         elif hold.outcome != b"held":
@@ -324,6 +322,8 @@ class Sales:
                 sale = sale._replace(holds={**sale.holds, id: hold})
                 if hold.epoch == after.epoch:
                     sale = sale.given_back(set(hold.numbers) - set(hold.kept))
+        if settled and hold is not None and said[0] != b"held":  # it tells that it was resolved by this
+            said = (hold.outcome + b"+", hold.kept)
         if (outcome, kept) != said:
             self._history.object(
                 "a hold is resolved once, and then says the same",
