@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from pythonricing.counting import arguments
+from pythonricing.counting.arguments import whole
 from pythonricing.counting.counters import Counters
-from pythonricing.counting.model import CLAIMANT, MAX_HOLD_SECONDS, MAX_NUMBERS, NAME, StoreURLError
+from pythonricing.counting.model import MAX_NUMBERS, NAME, StoreURLError
 from pythonricing.settings import MAX_COUNT, NO_REPLICAS
 from pythonricing.stores import create_store
 from pythonricing.telemetry.claim_log import ClaimLog
@@ -90,14 +91,10 @@ class OpenCounters:
         key of a claim with another n, TooMany for an n above the counter's largest claim. After StoreUnavailable, and
         if the claim was cancelled, whether it was counted is not known: the same key finds out.
         """
-        if not 1 <= operator.index(n) <= MAX_COUNT:
-            raise ValueError(f"n must be a whole number from 1 to {MAX_COUNT}")
+        n = whole("n", n, 1, MAX_COUNT)
         if key is not None and not KEY.fullmatch(key):
             raise ValueError("a key must be 1 to 255 visible ASCII characters")
-        if hold and not 1 <= operator.index(hold) <= MAX_HOLD_SECONDS:
-            raise ValueError(f"hold must be a whole number of seconds from 1 to {MAX_HOLD_SECONDS}, or 0")
-        if claimant and not CLAIMANT.fullmatch(claimant):
-            raise ValueError("a claimant must be 1 to 128 visible ASCII characters")
+        hold, claimant = arguments.wish(hold, claimant)
         if (hold or claimant) and n > MAX_NUMBERS:
             raise ValueError(f"a claim with hold or claimant takes at most {MAX_NUMBERS}")
         return await self._for(name).claim(name, n, key, hold=hold, claimant=claimant)
@@ -108,8 +105,6 @@ class OpenCounters:
         Again it returns the same, for 24 hours. Raises NoSuchHold, NoSuchCounter, HoldExpired, HoldResolved if it was
         resolved in another way, TooMany if the hold has fewer than n.
         """
-        if n is not None and not 1 <= operator.index(n) <= MAX_COUNT:
-            raise ValueError(f"n must be a whole number from 1 to {MAX_COUNT}, or None")
         return (await self._for(name).confirm(name, hold, n))[0]
 
     async def release(self, name: str, hold: str) -> Resolution:
@@ -121,8 +116,6 @@ class OpenCounters:
 
         Returns how many had not been before. Raises NoSuchNumber, NoSuchCounter, and TooMany for more than 1,024.
         """
-        if not all(1 <= operator.index(first) <= operator.index(last) for first, last in runs):
-            raise ValueError("a run is a first and a last number, from 1 and not backwards")
         return (await self._for(name).give_back(name, runs))[0]
 
     async def read(self, name: str) -> Counter:
@@ -131,7 +124,7 @@ class OpenCounters:
 
     async def configure(self, name: str, limit: int) -> Counter:
         """Create a counter or set its limit, as a program does when it starts: what was lost stays lost until `put`."""
-        return await self._for(name, limit).configure(name, limit)
+        return await self._for(name).configure(name, whole("limit", limit, 0, MAX_COUNT))
 
     async def put(
         self,
@@ -151,11 +144,9 @@ class OpenCounters:
         It is an operator's word and ends a loss, but raises StateLost if it is the first to notice it. After
         StoreUnavailable it may have taken effect, but will not any more.
         """
-        if most is not None and not 1 <= operator.index(most) <= MAX_COUNT:
-            raise ValueError(f"most must be a whole number from 1 to {MAX_COUNT}, or None")
-        if each is not None and not 1 <= operator.index(each) <= MAX_COUNT:
-            raise ValueError(f"each must be a whole number from 1 to {MAX_COUNT}, or None")
-        counter, _ = await self._for(name, limit).put(name, limit, most or 0, each or 0, every, zone)
+        most = 0 if most is None else whole("most", most, 1, MAX_COUNT)
+        each = 0 if each is None else whole("each", each, 1, MAX_COUNT)
+        counter, _ = await self._for(name).put(name, limit, most, each, every, zone)
         return counter
 
     async def reset(self, name: str) -> Counter:
@@ -166,11 +157,9 @@ class OpenCounters:
         """Forget a counter; `default` starts over at 0. Raises NoSuchCounter."""
         await self._for(name).delete(name)
 
-    def _for(self, name: str, limit: int = 0) -> Counters:
+    def _for(self, name: str) -> Counters:
         if self.closed:
             raise RuntimeError("these counters are closed")
         if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} can't be a counter's name")
-        if not 0 <= operator.index(limit) <= MAX_COUNT:
-            raise ValueError(f"a limit must be a whole number from 0 to {MAX_COUNT}")
         return self._counters

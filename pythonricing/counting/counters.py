@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from pythonricing.counting import arguments
 from pythonricing.counting.lane import Lane, Worker
 from pythonricing.counting.model import (
     DEFAULT,
+    HOLD,
+    HOLD_BYTES,
     KEEP,
     MAX_NUMBERS,
     BadRules,
@@ -21,6 +24,7 @@ from pythonricing.counting.model import (
     HoldResolved,
     NoSuchCounter,
     NoSuchHold,
+    NoSuchNumber,
     Rules,
     StateLost,
     StoreError,
@@ -33,6 +37,7 @@ from pythonricing.counting.model import (
 from pythonricing.counting.rules import total
 from pythonricing.counting.store import trouble
 from pythonricing.counting.windows import check
+from pythonricing.settings import MAX_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -51,9 +56,6 @@ ASK_SECONDS = 0.25
 MAX_TOLD = 1000
 #: Seconds after which the limit of the settings is tried again.
 CONFIGURE_SECONDS = 0.1
-
-#: Random bytes in the id of a hold.
-HOLD_BYTES = 16
 
 T = TypeVar("T")
 
@@ -152,11 +154,13 @@ class Counters:
         the hold's id. `claimant` says for whom they are, on a counter that has a limit for each. `gone` returns once
         nobody waits for the answer any more; it is only asked about a claim that takes long.
         The future raises NoSuchCounter, KeyReused, TooMany, ClaimantMissing, ClaimantUnwanted, StateLost, and
-        StoreUnavailable if the store didn't answer in time; Overloaded is raised at once.
+        StoreUnavailable if the store didn't answer in time. Overloaded is raised at once; so are TypeError and
+        ValueError for a `hold` or a `claimant` that can't be.
         """
         lane = self._lanes.get(name) or self._lane(name)
         if not (hold or claimant):
             return lane.claim(size, key, gone)
+        hold, claimant = arguments.wish(hold, claimant)
         return lane.claim(size, key, gone, Wish(secrets.token_urlsafe(HOLD_BYTES) if hold else "", hold, claimant))
 
     async def read(self, name: str) -> Counter:
@@ -203,26 +207,31 @@ class Counters:
     ) -> tuple[Counter, bool]:
         """Create a counter, or change its limit and its rules (see Rules) and keep its count.
 
-        Returns it and whether it was created. Raises BadRules; StateLost if this is the first to notice a loss: the
-        next one ends that; and StoreUnavailable: it may have taken effect, but will not any more.
+        Returns it and whether it was created. Raises BadRules; TypeError and ValueError for what can't be; StateLost if
+        this is the first to notice a loss: the next one ends that; and StoreUnavailable: it may have taken effect, but
+        will not any more.
         """
+        limit = arguments.whole("limit", limit, 0, MAX_COUNT)
+        most, each = arguments.whole("most", most, 0, MAX_COUNT), arguments.whole("each", each, 0, MAX_COUNT)
         if each > limit:
             raise BadRules("each is above the limit")
-        check(every, zone)
+        check(arguments.text("every", every), arguments.text("zone", zone))
         return await self._change(name, limit, Rules(most, each, every, zone), "change")
 
     async def confirm(self, name: str, id: str, number: int | None = None) -> tuple[Resolution, Counter]:
         """Make so many numbers of a hold (None: all) its claimant's for good; the others go back.
 
         Again it returns the same. Raises NoSuchHold, NoSuchCounter, HoldExpired, HoldResolved if it was released or
-        another number was confirmed, TooMany if the hold has fewer numbers, StateLost, and StoreUnavailable as put.
+        another number was confirmed, TooMany if the hold has fewer numbers, StateLost, and StoreUnavailable as put;
+        TypeError and ValueError for what can't be.
         """
+        if number is not None:
+            number = arguments.whole("n", number, 1, MAX_COUNT)
         resolution, counter = await self._resolve(name, id, "confirm", number)
         if resolution.outcome == "held":
             raise TooMany(resolution.size)
         if resolution.outcome != "confirmed" or total(resolution.numbers) != (number or resolution.size):
             raise HoldResolved(resolution)
-        self._journal.resolved(name, counter.limit, resolution)
         return resolution, counter
 
     async def release(self, name: str, id: str) -> tuple[Resolution, Counter]:
@@ -230,27 +239,43 @@ class Counters:
         resolution, counter = await self._resolve(name, id, "release", None)
         if resolution.outcome != "released":
             raise HoldResolved(resolution)
-        self._journal.resolved(name, counter.limit, resolution)
         return resolution, counter
 
     async def give_back(self, name: str, runs: Sequence[Run]) -> tuple[int, Counter]:
         """Give numbers back that somebody owns, all or nothing. Returns how many of them had not been before.
 
         Raises NoSuchNumber if one was never given; TooMany for more than MAX_NUMBERS; NoSuchCounter, StateLost, and
-        StoreUnavailable as put does.
+        StoreUnavailable as put does; TypeError and ValueError for what can't be.
         """
+        runs = arguments.runs(runs)
         if total(runs) > MAX_NUMBERS:
             raise TooMany(MAX_NUMBERS)
+        if any(not 1 <= first <= last for first, last in runs):
+            raise NoSuchNumber
         lane = self._lanes.get(name)
         if lane is not None:
             lane.end_lease()
+        now: Counter | None = None
+
+        async def look() -> None:
+            nonlocal now
+            now = await self._read(name)
+            self._learn(now)
+
+        def act(word: Word) -> Awaitable[tuple[int, Counter]]:
+            # Of the epoch that it is now: numbers of the same name in a later one are others.
+            assert now is not None
+            return self._store.give_back(name, msgspec.structs.replace(word, seen=now.seen), runs)
+
         with self._told(name):
-            given, counter = await self._speak(name, lambda word: self._store.give_back(name, word, runs))
+            given, counter = await self._speak(name, act, look)
         self._learn(counter).unhalt()
         self._journal.given_back(name, runs, given)
         return given, counter
 
     async def _resolve(self, name: str, id: str, action: Action, number: int | None) -> tuple[Resolution, Counter]:
+        if not HOLD.fullmatch(arguments.text("hold", id)):
+            raise NoSuchHold
         with self._told(name):
             resolution, counter = await self._speak(
                 name, lambda word: self._store.resolve(name, word, id, action, number)
@@ -261,6 +286,8 @@ class Counters:
         if resolution.outcome == "expired":
             raise HoldExpired(resolution)
         lane.unhalt()
+        if counter.settled:
+            self._journal.resolved(name, counter.limit, resolution)
         return resolution, counter
 
     async def configure(self, name: str, limit: int) -> Counter:
@@ -302,11 +329,15 @@ class Counters:
         self._learn(counter).unhalt()
         return counter, created
 
-    async def _speak(self, name: str, act: Callable[[Word], Awaitable[T]]) -> T:
-        """Have the store execute an operator's word: once, and never after this has raised."""
+    async def _speak(
+        self, name: str, act: Callable[[Word], Awaitable[T]], look: Callable[[], Awaitable[None]] | None = None
+    ) -> T:
+        """Have the store execute an operator's word: once, and never after this has raised. `look` goes before."""
         id = uuid.uuid4().hex
         end = self._loop.time() + self._timeout
         async with self._answered(name):
+            if look is not None:
+                await look()
             while True:
                 try:
                     # Read anew for each server that it may come to. The clock was read before its reply came: what is
@@ -333,7 +364,8 @@ class Counters:
                 await self._store.ready(name)
                 yield
         except TimeoutError:
-            raise StoreUnavailable(f"the store did not answer in time: {trouble(self._store)}") from None
+            why = trouble(self._store)
+            raise StoreUnavailable(f"the store did not answer in time{why and ': ' + why}") from None
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pythonricing.counting.model import MAX_DUE, RESOLVED_SECONDS, NoSuchNumber, NumberLeased, Resolution
 from pythonricing.counting.rules import Hold, Lease, joined, may_come_back, total
 
@@ -90,13 +92,17 @@ def resolve(state: State, id: str, action: Action, number: int | None, now: int)
     return Resolution(hold.outcome, hold.size, tuple(hold.runs))
 
 
-def give_back(state: State, runs: Sequence[Run], now: int) -> int:
+def give_back(state: State, runs: Sequence[Run], now: int, epoch: int = 0) -> int:
     """An operator gives numbers back that somebody owns. Returns how many of them had not been given back before.
 
-    Raises NoSuchNumber if one was never given; NumberLeased while it may be that a worker has one and will give it.
+    They leave their holds; one that has no others is released. `epoch` is the one that they are of, if that is known.
+    Raises NoSuchNumber if one was never given, or not in that epoch; NumberLeased while it may be that a worker has one
+    and will give it.
     """
+    if epoch and state.epoch > epoch:
+        raise NoSuchNumber
     for run in runs:
-        if run[1] > state.issued or any(_common(run, free) for free in state.free):
+        if run[0] < 1 or run[1] > state.issued or any(_common(run, free) for free in state.free):
             raise NoSuchNumber(run)
     met = {worker: lease for worker, lease in state.leases.items() if _meets(runs, lease.runs)}
     if any(may_come_back(lease, now) for lease in met.values()):
@@ -104,6 +110,13 @@ def give_back(state: State, runs: Sequence[Run], now: int) -> int:
     # Their time is over: what their workers have not given, they won't give. If it comes back, it counts for nothing.
     for worker, lease in met.items():
         state.leases = {**state.leases, worker: Lease(lease.at, without(lease.runs, runs))}
+    for id, hold in state.holds.items():
+        if state.holding(hold) and hold.epoch == state.epoch and _meets(runs, hold.runs):
+            left = without(hold.runs, runs)
+            state.holds = {**state.holds, id: msgspec.structs.replace(hold, size=total(left), runs=left)}
+            if not left:
+                _settle(state, id, "released", [], now // 1_000_000)
+                state.resolved += 1
     given = sum(mark(state, run) for run in runs)
     state.moved += given
     return given
@@ -113,12 +126,12 @@ def mark(state: State, run: Run) -> int:
     """Give a run back, as far as it was not, to its owners' shares too. Returns how many numbers that are."""
     new = without([run], state.back)
     state.back = joined(sorted([*state.back, *new]))
-    shares = dict(state.shares)
+    shares, owners = dict(state.shares), []
     for owned, claimant in state.owners:
-        for part in new:
-            common = _common(owned, part)
-            if common:
-                shares[claimant] -= common
+        left = without([owned], new)
+        shares[claimant] = shares.get(claimant, 0) - total([owned]) + total(left)
+        owners += [(part, claimant) for part in left]
+    state.owners = owners
     state.shares = {claimant: share for claimant, share in shares.items() if share}
     return total(new)
 

@@ -33,7 +33,7 @@ class Journal:
         """Claims were refused from memory."""
 
     def resolved(self, name: str, limit: int, resolution: Resolution) -> None:
-        """A hold was confirmed or released, as somebody asked for; told again if it is asked for again."""
+        """A hold was confirmed or released, as somebody asked for: told the first time only."""
 
     def given_back(self, name: str, runs: Sequence[Run], numbers: int) -> None:
         """An operator gave these numbers back; so many of them had not been before."""

@@ -24,6 +24,7 @@ from pythonricing.counting.model import (
     LEASE_RETURN_SECONDS,
     LEASE_SECONDS,
     RECEIPT_SECONDS,
+    REFUSED_KEY_SECONDS,
     TOMBSTONE_SECONDS,
     Answer,
     Batch,
@@ -38,7 +39,7 @@ from pythonricing.counting.model import (
     TooMany,
     ZoneUnknown,
 )
-from pythonricing.counting.rules import decide, newer
+from pythonricing.counting.rules import decide, newer, total
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -173,7 +174,7 @@ class Lane:
         "_expected",
         "_given",
         "_halted",
-        "_halted_each",
+        "_halted_by",
         "_halted_until",
         "_in_flight",
         "_leased",
@@ -202,9 +203,9 @@ class Lane:
         self._expected = 0  # claims for which a batch gives way
         self._seen: Seen | None = None
         self._seen_at = 0.0
-        self._halted: asyncio.Future[Answer] | None = None  # the refusal
+        self._halted: asyncio.Future[Answer] | None = None  # the refusal of a claim of one number
+        self._halted_by: Verdict  # what it was told by
         self._halted_until = 0.0
-        self._halted_each = False  # whether claims have to name a claimant
         self._refused = 0  # from memory, and not told yet
         self.lease = Lease(worker.lease, worker.clock)
         self._leased = 0  # of which the journal was told
@@ -225,11 +226,15 @@ class Lane:
             return future
         now = worker.loop.time()
         if self._halted is not None and key is None:
-            if now < self._halted_until and (wish is not None and wish.claimant != "") is self._halted_each:
+            if now < self._halted_until and (wish is not None and wish.claimant != "") is (self._halted_by.each > 0):
                 if self._refused == 0:
                     worker.loop.call_later(REFUSED_SECONDS, self.tell_refused)
                 self._refused += 1
-                return self._halted
+                if size == 1:
+                    return self._halted
+                future = worker.loop.create_future()
+                future.set_result(_when(self._halted.result(), self._halted_by, size))
+                return future
             if now >= self._halted_until:
                 self._halted = None
         # Each counter may have at most as many as there is room left for: one that can't be served takes half, and
@@ -547,6 +552,8 @@ class Lane:
         orphaned: list[tuple[int, int]] = []
         scattered: list[tuple[Run, ...]] = []
         refused = 0
+        # Each command gives numbers of such holds back: they are waited for as long as there are some.
+        expiring = 0 < verdict.due <= verdict.now // 1_000_000
         for place, claim in enumerate(claims):
             future, size, wish = claim.future, claim.size, claim.wish
             given_up = future.done()
@@ -571,12 +578,14 @@ class Lane:
                         self.lease.used(1, size)
                 elif not given_up:
                     room = count - verdict.out + size <= limit
+                    if expiring:
+                        claim.until = 0.0
                     if room and not answer.capped and self._may_wait(claim):
                         self._again.append(claim)
                         continue
                     refused += 1
-            if not answer.admitted and (answer.capped or verdict.ends or verdict.due):
-                answer = _when(answer, verdict)
+            if not answer.admitted and (replay is not None or verdict.each or verdict.ends or verdict.due):
+                answer = _when(answer, verdict, size, claim.key is not None)
             if not given_up:
                 future.set_result(answer)
         self.see(verdict.seen)
@@ -586,8 +595,8 @@ class Lane:
             worker.journal.raised(self.name, verdict.raised, verdict.before)
         if count >= limit and worker.halt_cache and not verdict.out:
             self._halted = worker.loop.create_future()
-            self._halted.set_result(_when(Answer(False, count, limit), verdict))
-            self._halted_each = verdict.each > 0
+            self._halted.set_result(_when(Answer(False, count, limit), verdict, 1))
+            self._halted_by = verdict
             self._halted_until = worker.loop.time() + worker.halt_cache
         if scattered:
             worker.journal.scattered(self.name, scattered)
@@ -622,10 +631,20 @@ class Lane:
             future.set_exception(type(error)(*error.args))
 
 
-def _when(refusal: Answer, verdict: Verdict) -> Answer:
-    """A refusal with when waiting may help, and how many one claimant may have."""
+def _when(refusal: Answer, verdict: Verdict, size: int, keyed: bool = False) -> Answer:
+    """The refusal of a claim of this size with when waiting may help, and how many one claimant may have.
+
+    Whose the holds are that may expire isn't known here: where a claimant's share refuses, only a renewal surely helps.
+    """
+    limit, each, capped = verdict.limit, verdict.each, refusal.capped
     resets = max(0.001, (verdict.ends - verdict.now) / 1e6) if verdict.ends else 0.0
-    due = max(0.001, verdict.due - verdict.now / 1e6) if verdict.due else 0.0
-    again = min(filter(None, (resets, due)), default=0.0)
-    each = verdict.each if refusal.capped else 0
+    again = resets if size <= (each if capped else limit) else 0.0
+    taken = verdict.before + total(verdict.runs)
+    if verdict.due and not capped and taken - verdict.held + size <= limit:
+        due = max(0.001, verdict.due - verdict.now / 1e6)
+        if keyed:  # until it is forgotten, the key gets this refusal again
+            due = max(due, REFUSED_KEY_SECONDS)
+        again = min(again or due, due)
+    elif keyed and not capped and taken + size <= limit:
+        again = REFUSED_KEY_SECONDS
     return msgspec.structs.replace(refusal, each=each, resets=resets, retry_after=again)

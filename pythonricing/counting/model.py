@@ -38,6 +38,9 @@ MAX_DUE = 128
 MAX_REREAD = 64
 #: Who a claim may be for.
 CLAIMANT = re.compile(r"[!-~]{1,128}")
+#: The id of a hold: so many random bytes as base64 without padding.
+HOLD_BYTES = 16
+HOLD = re.compile(rf"[A-Za-z0-9_-]{{{-(-HOLD_BYTES * 8 // 6)}}}")
 #: The first and the last number of a run of numbers.
 Run = tuple[int, int]
 
@@ -72,9 +75,15 @@ class NoSuchCounter(StoreError):
         super().__init__(name, seen)
         self.seen = seen
 
+    def __str__(self) -> str:
+        return f"there is no counter {self.args[0]}"
+
 
 class StateLost(StoreError):
     """The store's data is gone or older than what a worker has seen; counting on would oversell."""
+
+    def __str__(self) -> str:
+        return f"the store has lost what counter {self.args[0]} had counted; an operator must set or reset it"
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -91,12 +100,12 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     #: The id of its hold, and the Unix second at which that expires by the store's clock.
     hold: str = ""
     expires: int = 0
-    #: Whether it is refused because of what its claimant has, and not because too many are taken; and then how many
-    #: one claimant may have.
+    #: Whether it is refused because of what its claimant has, and not because too many are taken.
     capped: bool = False
+    #: Of a refusal, how many one claimant may have; 0: there is no such limit.
     each: int = 0
     #: Of a refusal, seconds until the counter renews, and until waiting may help, be it for that or for a hold to
-    #: expire; 0: never.
+    #: expire that leaves room enough; 0: never.
     resets: float = 0.0
     retry_after: float = 0.0
 
@@ -106,19 +115,31 @@ class Overloaded(StoreUnavailable):
 
 
 class KeyReused(Exception):
-    """The idempotency key was used before for a claim of another size."""
+    """The idempotency key was used before for another claim."""
+
+    def __str__(self) -> str:
+        return "the key was used before for a claim with another n, another claimant, or with hold and without"
 
 
 class TooMany(Exception):
     """More numbers than one claim, hold or give-back may be about; the argument is how many may be."""
 
+    def __str__(self) -> str:
+        return f"too many numbers at once: there may be {self.args[0]}"
+
 
 class ClaimantMissing(Exception):
     """The counter has a limit for each claimant, and the claim names none."""
 
+    def __str__(self) -> str:
+        return "the counter has a limit for each claimant, and the claim names none"
+
 
 class ClaimantUnwanted(Exception):
     """The claim names a claimant, and the counter has no limit for each."""
+
+    def __str__(self) -> str:
+        return "the claim names a claimant, and the counter has no limit for each"
 
 
 class BadRules(Exception):
@@ -128,17 +149,33 @@ class BadRules(Exception):
 class NoSuchHold(Exception):
     """The counter knows of no such hold: there was none, or it is forgotten."""
 
+    def __str__(self) -> str:
+        return "the counter knows of no such hold: there was none, or it is forgotten"
+
 
 class HoldResolved(Exception):
     """The hold was resolved in another way; the argument is its Resolution."""
+
+    def __str__(self) -> str:
+        resolution: Resolution = self.args[0]
+        if resolution.outcome != "confirmed":
+            return "the hold was given back before"
+        kept = sum(last - first + 1 for first, last in resolution.numbers)
+        return f"the hold was confirmed before, for {kept} of its {resolution.size} numbers"
 
 
 class HoldExpired(HoldResolved):
     """The hold has expired: its numbers went back."""
 
+    def __str__(self) -> str:
+        return "the hold has expired, and its numbers went back"
+
 
 class NoSuchNumber(Exception):
     """Numbers that should be given back were never given, or not to anybody."""
+
+    def __str__(self) -> str:
+        return "some of these numbers were never given to anybody, so nothing was given back"
 
 
 class NumberLeased(StoreUnavailable):
@@ -221,6 +258,8 @@ class Counter(msgspec.Struct, frozen=True):
     now: int = 0
     #: How many numbers went back just now because their holds had expired.
     expired: int = 0
+    #: Whether a hold was confirmed or released just now, by this word and not before it.
+    settled: bool = False
 
     @property
     def seen(self) -> Seen:
@@ -380,6 +419,7 @@ class Verdict(msgspec.Struct, frozen=True):
     due: int = 0
     now: int = 0
     expired: int = 0
+    held: int = 0
     #: The claims, by their place in the batch, that were refused because of what their claimants have.
     capped: Sequence[int] = ()
 

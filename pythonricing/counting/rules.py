@@ -102,7 +102,7 @@ class State(msgspec.Struct):
     holds: dict[str, Hold] = {}
     #: The numbers of this epoch that were given back, in runs that lie apart and ascend.
     back: list[Run] = []
-    #: Whose which numbers of this epoch are, those given back too; and how many each claimant has of the others.
+    #: Whose which numbers of this epoch are that were not given back; and how many each claimant has of them.
     owners: list[tuple[Run, str]] = []
     shares: dict[str, int] = {}
 
@@ -113,9 +113,14 @@ class State(msgspec.Struct):
         return self.issued - (total(self.free) if self.free else 0) - (total(self.back) if self.back else 0)
 
     @property
+    def bound(self) -> int:
+        """How many numbers may be taken: the limit, or less where there are no more numbers below 2^53."""
+        return min(self.limit, ALL - 1 - total(self.back)) if self.back else self.limit
+
+    @property
     def top(self) -> int:
         """The highest number that may be given."""
-        return self.limit + (total(self.back) if self.back else 0)
+        return self.bound + (total(self.back) if self.back else 0)
 
     @property
     def held(self) -> int:
@@ -207,19 +212,19 @@ def take_back(state: State, worker: str, back: Sequence[Run], held: Sequence[Run
     # Whatever else is said, no number counts as free and as held, or twice.
     lent = lease.runs
     for run in back:
-        if _cut(lent, run):
-            state.free = joined(sorted([*state.free, run]))
-            state.moved += total([run])
-    held = [run for run in held if _cut(lent, run)]
-    if held:
-        state.leases[worker] = Lease(lease.at, joined(sorted(held)))
+        cut = _cut(lent, run)
+        state.free = joined(sorted([*state.free, *cut]))
+        state.moved += total(cut)
+    still = [part for run in held for part in _cut(lent, run)]
+    if still:
+        state.leases[worker] = Lease(lease.at, joined(sorted(still)))
 
 
 def lend(state: State, worker: str, want: int, now: int) -> list[Run]:
     """Lend a worker numbers ahead of need, as long as plenty are left, and never beyond the end of the window."""
     if want < LEASE_LEAST or state.each or (state.ends and now + int(LEASE_SECONDS * 1e6) >= state.ends):
         return []
-    size = min(want, (state.limit - state.count) // LEASE_PART)
+    size = min(want, (state.bound - state.count) // LEASE_PART)
     if size < LEASE_LEAST or len(state.free) > MAX_FREE:
         return []
     lent = _gather(state, size, MAX_LENT)
@@ -362,11 +367,9 @@ def _gather(state: State, size: int, most: int) -> list[Run]:
     return joined(runs)
 
 
-def _cut(runs: list[Run], run: Run) -> bool:
-    """Take a run out of those, if one of them has all of it."""
-    for index, (first, last) in enumerate(runs):
-        if first <= run[0] <= run[1] <= last:
-            left = [(first, run[0] - 1), (run[1] + 1, last)]
-            runs[index : index + 1] = [(first, last) for first, last in left if first <= last]
-            return True
-    return False
+def _cut(runs: list[Run], run: Run) -> list[Run]:
+    """Take out of runs what they have of one, and return that."""
+    cut = [(max(first, run[0]), min(last, run[1])) for first, last in runs]
+    left = [part for first, last in runs for part in ((first, min(last, run[0] - 1)), (max(first, run[1] + 1), last))]
+    runs[:] = [(first, last) for first, last in left if first <= last]
+    return [(first, last) for first, last in cut if first <= last]

@@ -18,6 +18,8 @@ FIXED = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 CALENDAR = ("day", "week", "month")
 ZONE = re.compile(r"[A-Za-z0-9_+/-]{1,64}")
+#: Names in a database's files that are no zones, or mean another one on each machine.
+NO_ZONES = re.compile(r"localtime|posixrules|Factory|(?:posix|right)/.*")
 #: The longest fixed window.
 MAX_SECONDS = 366 * 86_400
 
@@ -34,7 +36,7 @@ def check(every: str, zone: str) -> None:
     if every in CALENDAR:
         if zone:
             try:
-                if ZONE.fullmatch(zone) is None:
+                if ZONE.fullmatch(zone) is None or NO_ZONES.fullmatch(zone):
                     raise ValueError
                 _zone(zone)
             except (ValueError, KeyError, OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -145,18 +146,21 @@ def show(counter: Counter, as_json: bool) -> None:
     view = CounterView.of(counter)
     halted = ", halted" if view.halted else f", {view.leased} of them leased" if view.leased else ""
     line = f"{view.name}: {view.count} of {view.limit}{halted}{''.join(f', {word}' for word in rules(counter))}"
+    if not as_json and sys.stdout.isatty():
+        line = _wrapped(line, shutil.get_terminal_size().columns)
     click.echo(msgspec.json.encode(view) if as_json else line)
 
 
 def rules(counter: Counter) -> list[str]:
-    """What there is to say of holds, claimants and renewal."""
+    """What there is to say of holds, claimants, the largest claim and renewal."""
     said = [f"{counter.held:,} held"] if counter.held else []
     said += [f"{counter.given_back:,} given back"] if counter.given_back else []
     said += [f"{counter.each:,} for each"] if counter.each else []
+    said += [f"{counter.most:,} at once"] if counter.most else []
     if counter.ends:
         renews = datetime.fromtimestamp(counter.ends // 1_000_000, UTC)
         where = f" in {counter.zone}" if counter.zone else ""
-        said.append(f"renews every {counter.every}{where}, next at {renews:%Y-%m-%d %H:%M:%S} UTC")
+        said += [f"renews every {counter.every}{where}", f"next {renews:%Y-%m-%d %H:%M:%S} UTC"]
     return said
 
 
@@ -169,19 +173,34 @@ def table(counters: Sequence[Counter]) -> str:
         said = ", ".join(rules(counter))
         rows.append((view.name, f"{view.count:,}", f"{view.limit:,}", f"{view.remaining:,}", state, said))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if sys.stdout.isatty() and sum(widths) + 2 * (len(widths) - 1) > shutil.get_terminal_size().columns:
+    columns = shutil.get_terminal_size().columns
+    if sys.stdout.isatty() and sum(widths) + 2 * (len(widths) - 1) > columns:
         # Names stay whole, as in `watch`.
-        told = (
-            (name, f"{count} of {limit}, {left} left", state, said)
-            for name, count, limit, left, state, said in rows[1:]
-        )
-        return "\n".join(
-            f"{name}\n  {numbers}{_styled(state, ', ')}{said and ', ' + said}" for name, numbers, state, said in told
-        )
+        stacked = []
+        for name, count, limit, left, state, said in rows[1:]:
+            told = ", ".join(filter(None, (f"{count} of {limit}", f"{left} left", state, said)))
+            stacked.append(f"{name}\n{_wrapped(told, columns, '  ').replace(state, _styled(state, ''), 1)}")
+        return "\n".join(stacked)
     lines = []
     for name, *numbers, state, said in rows:
         cells = (number.rjust(width) for number, width in zip(numbers, widths[1:], strict=False))
         lines.append("  ".join([name.ljust(widths[0]), *cells]) + _styled(state, "  ") + (said and f"  {said}"))
+    return "\n".join(lines)
+
+
+def _wrapped(line: str, columns: int, before: str = "") -> str:
+    """A line, broken after commas and else between words, for a terminal of so many columns."""
+    lines: list[str] = []
+    for part in line.split(", "):
+        if lines and len(lines[-1]) + 2 + len(part) < columns:
+            lines[-1] += f", {part}"
+            continue
+        if lines:
+            lines[-1] += ","
+        indent = before or ("  " if lines else "")
+        wrapper = textwrap.TextWrapper(columns - 1, indent, f"{indent}  ", break_long_words=False)
+        wrapper.break_on_hyphens = False
+        lines += wrapper.wrap(part)
     return "\n".join(lines)
 
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from itertools import repeat
 from typing import TYPE_CHECKING, TypeVar, cast
 
+import msgspec
+
 from pythonricing.counting.holds import capped, due, expire, give_back, own, resolve
 from pythonricing.counting.model import (
     KEEP,
@@ -105,7 +107,8 @@ class MemoryStore:
         refused: list[int] = []
         take_back(state, batch.worker, batch.back, batch.held)
         expired, more = expire(state, now)
-        before = taken = state.count
+        before, limit = state.count, state.bound
+        taken = before
         full = False
         claims = zip(batch.sizes, batch.keys or repeat(None), batch.wishes or repeat(None))  # noqa: B905
         for place, (size, key, wish) in enumerate(claims):
@@ -116,7 +119,7 @@ class MemoryStore:
             claimant = "" if wish is None else wish.claimant
             cap = claimant != "" and capped(state, claimant, size)
             try:
-                answer = decide(taken, state.limit, size, state.most, replay, wish, state.each, cap)
+                answer = decide(taken, limit, size, state.most, replay, wish, state.each, cap)
             except (KeyReused, TooMany, ClaimantMissing, ClaimantUnwanted):
                 continue
             if replay is not None:
@@ -131,20 +134,20 @@ class MemoryStore:
             full = full or not (answer.admitted or cap)
             # A refusal is remembered once neither a lease nor a hold can make room any more.
             if key is not None and (
-                got or (not state.held if cap else taken + size - out(state, now) - state.held > state.limit)
+                got or (not state.held if cap else taken + size - out(state, now) - state.held > limit)
             ):
                 number = got[-1][1] if got else taken
                 numbers = tuple(got) if len(got) > 1 else ()
                 hold = wish.hold if got and wish is not None else ""
-                replay = Replay(size, number, state.limit, bool(got), numbers, hold, expires, cap, claimant)
+                replay = Replay(size, number, limit, bool(got), numbers, hold, expires, cap, claimant)
                 self._remember(batch.name, state.epoch, key, replay)
-        waited = self._out(state, now, more) if full or taken >= state.limit else 0
+        waited = self._out(state, now, more) if full or taken >= limit else 0
         lent = lend(state, batch.worker, batch.want, now)
         verdict = Verdict(
             batch.attempt,
             state.epoch,
             state.revision,
-            state.limit,
+            limit,
             state.most,
             before,
             state.issued,
@@ -162,6 +165,7 @@ class MemoryStore:
             due(state),
             now if state.ends or state.held else 0,
             expired,
+            state.held,
             tuple(refused),
         )
         self._receipts[batch.name, batch.worker] = (batch.sequence, verdict)
@@ -231,8 +235,10 @@ class MemoryStore:
         self._in_time(name, word)
         state, raised = self._current(name, word.seen, None)
         expired, _ = expire(state, self._now())
+        before = state.resolved
         resolution = resolve(state, id, action, number, self._now())
-        return resolution, self._shown(name, state, raised, expired)
+        counter = self._shown(name, state, raised, expired)
+        return resolution, msgspec.structs.replace(counter, settled=state.resolved > before)
 
     async def give_back(self, name: str, word: Word, runs: Sequence[Run]) -> tuple[int, Counter]:
         if (name, word.id) in self._words:
@@ -244,7 +250,8 @@ class MemoryStore:
         try:
             state, raised = self._current(name, word.seen, None)
             expired, _ = expire(state, self._now())
-            given = give_back(state, runs, self._now())
+            epoch = 0 if word.seen is None else word.seen.epoch
+            given = give_back(state, runs, self._now(), epoch)
         except (StateLost, NoSuchNumber) as error:
             # Sent again, it must not be executed once this is over.
             raise self._said(name, word, error) from None

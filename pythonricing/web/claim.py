@@ -78,7 +78,7 @@ class Claim:
         self._claim = parts.counters.claim
         self._bodies = parts.bodies
         self._allowed_origins = parts.allowed_origins
-        self._refusals: dict[tuple[str, int, int, int, int, int, int], tuple[bytes, list[tuple[bytes, bytes]]]] = {}
+        self._refusals: dict[tuple[str | int, ...], tuple[bytes, list[tuple[bytes, bytes]]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.answer(scope, receive, send, scope["path_params"].get("name", DEFAULT))
@@ -102,7 +102,7 @@ class Claim:
                         key = _key(value)
                     elif header == b"sec-fetch-site":
                         if value == b"cross-site":
-                            check_origin(scope, self._allowed_origins)
+                            check_origin(scope, self._allowed_origins, "claim here; nothing was counted")
                     elif header.endswith(b"purpose"):
                         if b"prefetch" in value.lower():
                             raise Problem(403, "Forbidden", "a prefetch may not claim; nothing was counted")
@@ -135,16 +135,14 @@ class Claim:
 
         With Retry-After only where waiting can help: else clients that obey it would come for ever.
         """
-        resets, again = ceil(answer.resets), ceil(answer.retry_after)
-        if n > answer.limit or (answer.capped and n > answer.each):
-            again = 0
-        key = (name, n, answer.request_count, answer.limit, answer.each, resets, again)
+        each, capped, resets, again = answer.each, answer.capped, ceil(answer.resets), ceil(answer.retry_after)
+        key = (name, n, answer.request_count, answer.limit, each, capped, resets, again)
         refusal = self._refusals.get(key)
         if refusal is None:
             if len(self._refusals) >= MAX_REFUSALS:
                 self._refusals.clear()
-            body = encode(problems.halted(*key[:5]))
-            left = ratelimit.fields(answer.limit, max(0, answer.limit - answer.request_count), answer.each, resets)
+            body = encode(problems.halted(name, n, answer.request_count, answer.limit, each if capped else 0))
+            left = ratelimit.fields(answer.limit, max(0, answer.limit - answer.request_count), each, resets)
             if again:
                 left["retry-after"] = str(again)
             fields = [(field.encode(), value.encode()) for field, value in left.items()]

@@ -13,11 +13,12 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from pythonricing.counting.model import DEFAULT, NAME, NoSuchCounter
+from pythonricing.counting.windows import ZONE
 from pythonricing.settings import MAX_COUNT, Limit
 from pythonricing.web import ratelimit
 from pythonricing.web.parts import Parts
 from pythonricing.web.problems import Problem, unprocessable
-from pythonricing.web.receive import values
+from pythonricing.web.receive import check_bare, values
 from pythonricing.web.responses import JSON, NO_STORE
 
 if TYPE_CHECKING:
@@ -119,7 +120,13 @@ class CounterChange(msgspec.Struct, forbid_unknown_fields=True):
         | msgspec.UnsetType
     ) = msgspec.UNSET
     zone: (
-        Annotated[str, Meta(description="A time zone of the IANA, for days, weeks and months; without it UTC")]
+        Annotated[
+            str,
+            Meta(
+                description="A time zone of the IANA, for days, weeks and months; without it UTC",
+                extra_json_schema={"pattern": f"^{ZONE.pattern}$", "examples": ["Europe/Berlin"]},
+            ),
+        ]
         | msgspec.UnsetType
     ) = msgspec.UNSET
 
@@ -127,6 +134,7 @@ class CounterChange(msgspec.Struct, forbid_unknown_fields=True):
 async def list_(request: Request) -> Response:
     parts = Parts.of(request)
     authorize(request, parts.admin_token)
+    await check_bare(request, parts.bodies, "which counters are listed is in the query", query=True)
     asked = values(request.scope["query_string"], "after", "limit")
     after, limit = asked.get("after", ""), asked.get("limit", str(PAGE))
     if after and not NAME.fullmatch(after):
@@ -137,8 +145,10 @@ async def list_(request: Request) -> Response:
 
 
 async def read(request: Request) -> Response:
-    counter = await Parts.of(request).counters.read(existing(request))
-    return _shown(counter)
+    parts = Parts.of(request)
+    name = existing(request)
+    await check_bare(request, parts.bodies, "a counter is read as it is")
+    return _shown(await parts.counters.read(name))
 
 
 async def put(request: Request) -> Response:
@@ -147,6 +157,8 @@ async def put(request: Request) -> Response:
     name: str = request.path_params["name"]
     if not NAME.fullmatch(name):
         raise unprocessable("a name is 1 to 64 of the characters A-Z a-z 0-9 . _ -, and not . or ..")
+    if request.scope["query_string"]:
+        raise unprocessable("a counter's limit and rules are in the body: there is no query string here")
     body = await parts.bodies.read(request.scope, request.receive)
     try:
         change = msgspec.json.decode(body, type=CounterChange)
@@ -154,6 +166,8 @@ async def put(request: Request) -> Response:
         raise unprocessable(f'the body must be like {{"limit": 500}}: {error}') from None
     if change.every == "":
         raise unprocessable("every is left out where a counter doesn't renew")
+    if change.zone == "":
+        raise unprocessable("zone is left out for UTC")
     counter, created = await parts.counters.put(
         name, change.limit, change.most or 0, change.each or 0, change.every or "", change.zone or ""
     )
@@ -166,7 +180,9 @@ async def put(request: Request) -> Response:
 async def delete(request: Request) -> Response:
     parts = Parts.of(request)
     authorize(request, parts.admin_token)
-    await parts.counters.delete(existing(request))
+    name = existing(request)
+    await check_bare(request, parts.bodies, "a counter is forgotten whole")
+    await parts.counters.delete(name)
     return Response(status_code=204, headers=NO_STORE)
 
 

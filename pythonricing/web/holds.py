@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from pythonricing.counting.counters import HOLD_BYTES
-from pythonricing.counting.model import MAX_NUMBERS, NoSuchHold, TooMany
+from pythonricing.counting.model import MAX_NUMBERS, TooMany
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web.counters import authorize, existing
 from pythonricing.web.parts import Parts
 from pythonricing.web.problems import Run, unprocessable
-from pythonricing.web.receive import check_origin, size, values
+from pythonricing.web.receive import check_bare, check_origin, size, values
 from pythonricing.web.responses import JSON
 
 if TYPE_CHECKING:
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 
     from pythonricing.counting.model import Resolution
 
-#: So many bytes as base64 without padding.
-HOLD = re.compile(rf"[A-Za-z0-9_-]{{{-(-HOLD_BYTES * 8 // 6)}}}")
-NUMBERS = re.compile(r"([0-9]{1,16})-([0-9]{1,16})")
+NUMBERS = re.compile(r"([1-9][0-9]{0,15})-([1-9][0-9]{0,15})")
 
 
 class Hold(msgspec.Struct):
@@ -42,7 +39,7 @@ class GivenBack(msgspec.Struct):
 
 
 async def confirm(request: Request) -> Response:
-    name, id = await _hold(request)
+    name, id = await _hold(request, "how many numbers are confirmed is n in the query", query=True)
     n = values(request.scope["query_string"], "n").get("n")
     try:
         resolution, _ = await Parts.of(request).counters.confirm(name, id, None if n is None else size(n))
@@ -52,9 +49,7 @@ async def confirm(request: Request) -> Response:
 
 
 async def release(request: Request) -> Response:
-    name, id = await _hold(request)
-    if request.scope["query_string"]:
-        raise unprocessable("a hold is given back whole: there is no query string here")
+    name, id = await _hold(request, "a hold is given back whole")
     resolution, _ = await Parts.of(request).counters.release(name, id)
     return _shown(resolution)
 
@@ -63,8 +58,7 @@ async def give_back(request: Request) -> Response:
     parts = Parts.of(request)
     authorize(request, parts.admin_token)
     name = existing(request)
-    if request.scope["query_string"]:
-        raise unprocessable("which numbers go back is in the path: there is no query string here")
+    await check_bare(request, parts.bodies, "which numbers go back is in the path")
     found = NUMBERS.fullmatch(request.path_params["numbers"])
     if found is None or not 1 <= int(found[1]) <= int(found[2]) <= MAX_COUNT:
         raise unprocessable("numbers are the first and the last one, such as 7-9 or 7-7, from 1 and not backwards")
@@ -75,17 +69,15 @@ async def give_back(request: Request) -> Response:
     return JSON(GivenBack(given))
 
 
-async def _hold(request: Request) -> tuple[str, str]:
-    """The counter's name and the hold's id. A body is a 422: what it said would be ignored."""
+async def _hold(request: Request, why: str, *, query: bool = False) -> tuple[str, str]:
+    """The counter's name and the hold's id; see check_bare."""
     parts = Parts.of(request)
     if request.headers.get("sec-fetch-site") == "cross-site":
-        check_origin(request.scope, parts.allowed_origins)
-    name, id = existing(request), request.path_params["id"]
-    if await parts.bodies.read(request.scope, request.receive):
-        raise unprocessable("there is no body here: how many numbers are confirmed is n in the query")
-    if not HOLD.fullmatch(id):
-        raise NoSuchHold
-    return name, id
+        said = "confirm holds or give them back here; nothing was changed"
+        check_origin(request.scope, parts.allowed_origins, said)
+    name = existing(request)
+    await check_bare(request, parts.bodies, why, query=query)
+    return name, request.path_params["id"]
 
 
 def _shown(resolution: Resolution) -> Response:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from pythonricing.counting.model import CLAIMANT, MAX_HOLD_SECONDS, NAME
+from pythonricing.counting.model import HOLD as HOLD_ID
 from pythonricing.settings import MAX_COUNT
 from pythonricing.web.claim import KEY, Claim, Claimed
 from pythonricing.web.counters import MAX_PAGE, PAGE, CounterChange, CounterList, CounterView
-from pythonricing.web.holds import HOLD as HOLD_ID
 from pythonricing.web.holds import NUMBERS as NUMBER_RUN
 from pythonricing.web.holds import GivenBack, Hold
 from pythonricing.web.probes import Health
@@ -123,6 +123,8 @@ HEADERS = {
     "created": ("Location", *RATE_LIMIT),
     **dict.fromkeys((name for name in ANSWERS if name.startswith("503")), ("Retry-After",)),
 }
+#: Headers that an answer may have.
+MAY_HAVE = {"429": ("Retry-After",)}
 
 NUMBER = {
     "name": "n",
@@ -171,7 +173,7 @@ NUMBERS = {
     "name": "numbers",
     "in": "path",
     "required": True,
-    "description": "The first and the last number, such as 7-9 or 7-7, at most 1,024 of them",
+    "description": "The first and the last number, such as 7-9 or 7-7, not backwards, at most 1,024 of them",
     "schema": {"type": "string", "pattern": f"^{NUMBER_RUN.pattern}$"},
 }
 IDEMPOTENCY_KEY = {
@@ -244,8 +246,11 @@ def _operation(operation: Operation) -> dict[str, Any]:
 def _answer(name: str) -> dict[str, Any]:
     _, description, kind = ANSWERS[name]
     answer: dict[str, Any] = {"description": description}
-    if headers := HEADERS.get(name):
-        answer["headers"] = {header: {"schema": {"type": "string"}, "required": True} for header in headers}
+    headers = dict.fromkeys(HEADERS.get(name, ()), True) | dict.fromkeys(MAY_HAVE.get(name, ()), False)
+    if headers:
+        answer["headers"] = {
+            header: {"schema": {"type": "string"}, "required": required} for header, required in headers.items()
+        }
     if isinstance(kind, str):
         answer["content"] = {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}}}
     elif kind is not None:

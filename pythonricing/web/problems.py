@@ -147,17 +147,11 @@ def _problem(error: Exception, name: str) -> Problem:
             detail = f"some of these numbers of counter {name} were never given to anybody, so nothing was given back"
             return Problem(404, "No such number", detail, "no-such-number")
         case HoldExpired():
-            return Problem(410, "Hold expired", "the hold has expired, and its numbers went back", "hold-expired")
+            return Problem(410, "Hold expired", str(error), "hold-expired")
         case HoldResolved(args=(resolution,)):
-            return _resolved(resolution)
+            return _resolved(str(error), resolution)
         case StateLost():
-            return Problem(
-                503,
-                "State lost",
-                f"the store has lost what counter {name} had counted; an operator must set or reset it",
-                "state-lost",
-                {"retry-after": "60"},
-            )
+            return Problem(503, "State lost", str(error), "state-lost", {"retry-after": "60"})
         case Overloaded() | StoreUnavailable() | StoreRejected():
             return Problem(503, "Store unavailable", str(error), "store-unavailable", {"retry-after": "1"})
         case HTTPException(status_code=404):
@@ -167,12 +161,10 @@ def _problem(error: Exception, name: str) -> Problem:
             return Problem(500, "Internal server error", "something went wrong here; it has been logged")
 
 
-def _resolved(resolution: Resolution) -> Problem:
-    kept = sum(last - first + 1 for first, last in resolution.numbers)
-    said = f"was confirmed before, for {kept} of its {resolution.size} numbers" if kept else "was given back before"
-    problem = Problem(409, "Hold resolved", f"the hold {said}", "hold-resolved")
+def _resolved(detail: str, resolution: Resolution) -> Problem:
+    problem = Problem(409, "Hold resolved", detail, "hold-resolved")
     told = problem.details
-    outcome: Literal["confirmed", "released"] = "confirmed" if kept else "released"
+    outcome: Literal["confirmed", "released"] = "confirmed" if resolution.outcome == "confirmed" else "released"
     problem.details = Resolved(told.type, told.title, told.status, told.detail, outcome, resolution.numbers)
     return problem
 

@@ -13,6 +13,7 @@ from pythonricing.web.problems import Problem, stopping, unprocessable
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from starlette.requests import Request
     from starlette.types import Receive, Scope
 
 #: Bytes of a request's body, at most.
@@ -109,11 +110,25 @@ def size(n: str) -> int:
     return int(n)
 
 
-def check_origin(scope: Scope, allowed_origins: Collection[str]) -> None:
-    """Raises Problem unless the page of another site that a browser asks for is of an allowed origin."""
+async def check_bare(request: Request, bodies: Bodies, why: str, *, query: bool = False) -> None:
+    """Raises Problem 422, which begins with `why`, for a body, and unless there may be one, for a query string.
+
+    What they said would be ignored.
+    """
+    if request.scope["query_string"] and not query:
+        raise unprocessable(f"{why}: there is no query string here")
+    if await bodies.read(request.scope, request.receive):
+        raise unprocessable(f"{why}: there is no body here")
+
+
+def check_origin(scope: Scope, allowed_origins: Collection[str], said: str) -> None:
+    """Raises Problem unless the page of another site that a browser asks for is of an allowed origin.
+
+    `said`: what it may not do otherwise, and that it did nothing.
+    """
     origins = [value.decode("latin-1") for header, value in scope["headers"] if header == b"origin"]
     if len(origins) != 1 or origins[0] not in allowed_origins:
-        raise Problem(403, "Forbidden", "a page of another site may not claim here; nothing was counted")
+        raise Problem(403, "Forbidden", f"a page of another site may not {said}")
 
 
 async def gone(receive: Receive) -> None:

@@ -25,8 +25,9 @@ async def openapi(request: Request) -> Response:
     return Response(encode(document(request.app.operations)), media_type="application/json")
 
 
-_CLAIM = ("claimed", "400", "403", "408", "413", "422", "429", "503")
-_ADMIN = ("401", "403-admin", "422", "503-change")
+_BODY = ("400", "408", "413", "422")  # one that there may be, or none
+_CLAIM = ("claimed", *_BODY, "403", "429", "503")
+_ADMIN = ("401", "403-admin", *_BODY, "503-change")
 
 OPERATIONS = (
     Operation("GET", "/", Claim, "claimDefault", "Claim numbers of the counter `default`", _CLAIM),
@@ -35,17 +36,17 @@ OPERATIONS = (
     Operation("POST", "/counters/{name}", Claim, "claim", "Claim numbers of a counter", (*_CLAIM, "404")),
     Operation(
         *("GET", "/counters", counters.list_, "list", "List the counters by name"),
-        ("counters", "401", "403-admin", "422", "503-read"),
+        ("counters", "401", "403-admin", *_BODY, "503-read"),
         parameters=(AFTER, LIMIT),
         admin=True,
     ),
     Operation(
         *("GET", "/counters/{name}", counters.read, "read", "Read a counter; never counts"),
-        ("counter", "404", "503-read"),
+        ("counter", "404", *_BODY, "503-read"),
     ),
     Operation(
         *("PUT", "/counters/{name}", counters.put, "put", "Create a counter, or change its limit and keep its count"),
-        ("counter", "created", "400", "408", "413", *_ADMIN),
+        ("counter", "created", *_ADMIN),
         body=CounterChange,
         admin=True,
     ),
@@ -57,12 +58,12 @@ OPERATIONS = (
     Operation(
         *("POST", "/counters/{name}/holds/{id}", holds.confirm, "confirm"),
         "Confirm a hold: its numbers, or the first n of them, are its claimant's for good",
-        ("resolved", "400", "403-hold", "404-hold", "408", "409", "410", "413", "422", "503-change"),
+        ("resolved", *_BODY, "403-hold", "404-hold", "409", "410", "503-change"),
         parameters=(HOLD, CONFIRMED),
     ),
     Operation(
         *("DELETE", "/counters/{name}/holds/{id}", holds.release, "release", "Give a hold's numbers back"),
-        ("resolved", "400", "403-hold", "404-hold", "408", "409", "410", "413", "422", "503-change"),
+        ("resolved", *_BODY, "403-hold", "404-hold", "409", "410", "503-change"),
         parameters=(HOLD,),
     ),
     Operation(
@@ -86,7 +87,8 @@ OPERATIONS = (
 
 #: `GET /` where it doesn't claim.
 READ_DEFAULT = Operation(
-    *("GET", "/", counters.read, "readDefault", "Read the counter `default`; never counts"), ("counter", "503-read")
+    *("GET", "/", counters.read, "readDefault", "Read the counter `default`; never counts"),
+    ("counter", *_BODY, "503-read"),
 )
 
 

@@ -229,7 +229,7 @@ def test_numbers_are_given_back_once_however_often() -> None:
     assert sale.claim_(1).runs == []
 
 
-@pytest.mark.parametrize("run", [(11, 11), (10, 11), (900, 999)])
+@pytest.mark.parametrize("run", [(11, 11), (10, 11), (900, 999), (0, 0), (0, 1), (-3, 2)])
 def test_numbers_that_were_never_given_can_not_be_given_back(run: Run) -> None:
     sale = Sale(20)
     sale.claim_(10)
@@ -266,8 +266,71 @@ def test_a_lease_whose_time_is_over_is_cut_by_what_is_given_back() -> None:
     sale.seconds += LEASE_RETURN_SECONDS
     assert sale.give_back_((5, 5)) == 1
     assert sale.read_().count == 9
-    sale.claim_(back=[(1, 10)])
-    assert sale.read_().count == 9
+    sale.claim_(back=[(3, 10)])
+    counter = sale.read_()
+    assert (counter.count, counter.given_back) == (2, 1)
+    assert sale.claim_(2, 5, 1).runs == [(3, 4), (6, 11)]
+
+
+def test_a_hold_has_only_what_no_operator_gave_back() -> None:
+    sale = Sale(4)
+    sale.claim_(4, hold="a")
+    assert sale.give_back_((2, 3)) == 2
+    assert (sale.read_().count, sale.read_().held) == (2, 2)
+    assert sale.claim_(2).runs == [(5, 6)]
+    assert sale.resolve_("a", "confirm", 3) == Resolution("held", 2)
+    for _ in range(2):
+        assert sale.resolve_("a", "confirm") == Resolution("confirmed", 2, ((1, 1), (4, 4)))
+    assert (sale.read_().count, sale.read_().held) == (4, 0)
+
+
+def test_what_expires_is_only_what_no_operator_gave_back() -> None:
+    sale = Sale()
+    sale.claim_(4, hold="a")
+    sale.give_back_((1, 3))
+    sale.seconds += 61
+    assert (sale.read_().expired, sale.read_().count) == (1, 0)
+
+
+def test_a_hold_of_which_an_operator_gave_everything_back_is_released() -> None:
+    sale = Sale()
+    sale.claim_(4, hold="a")
+    assert sale.give_back_((1, 2)) == 2
+    before = sale.copy()
+    assert sale.give_back_((3, 4)) == 2
+    counter = sale.read_()
+    assert (counter.count, counter.held, counter.due, counter.resolved) == (0, 0, 0, 1)
+    assert sale.resolve_("a", "confirm") == Resolution("released", 0)
+    sale.fall_back(before)
+    with pytest.raises(StateLost):
+        sale.read_(counter.seen)
+
+
+@pytest.mark.parametrize("how", ["reset", "window"])
+def test_a_give_back_is_about_numbers_of_the_epoch_that_was_seen(how: str) -> None:
+    sale = Sale(5, every="1h")
+    seen = sale.claim_(5).seen
+    if how == "reset":
+        sale.put_(how="restart")
+    else:
+        sale.seconds += HOUR
+    sale.claim_(5)
+    held_up = word(seen)
+    for _ in range(2):
+        with pytest.raises(NoSuchNumber):
+            sale.give_back_((5, 5), as_word=held_up)
+    assert sale.read_().count == 5
+
+
+def test_no_number_passes_what_numbers_can_be_told_exactly() -> None:
+    sale = Sale(NEVER - 1)
+    sale.claim_(NEVER - 5)
+    sale.give_back_((1, 8))
+    assert sale.claim_(5).runs == []
+    verdict = sale.claim_(4, 1)
+    assert (verdict.runs, verdict.limit, verdict.before) == ([(NEVER - 4, NEVER - 1)], NEVER - 9, NEVER - 13)
+    assert sale.claim_(1).runs == []
+    assert sale.read_().limit == NEVER - 1
 
 
 def test_an_operator_may_give_back_held_numbers_and_the_hold_the_others() -> None:
@@ -319,7 +382,7 @@ def test_a_claimant_who_owns_nothing_leaves_no_entry() -> None:
     sale = Sale(100, each=4)
     sale.claim_(4, claimant="alice", hold="a")
     sale.resolve_("a", "release")
-    assert sale._states["seats"].shares == {}
+    assert (sale._states["seats"].shares, sale._states["seats"].owners) == ({}, [])
 
 
 def test_claims_name_a_claimant_just_where_there_are_claimants() -> None:

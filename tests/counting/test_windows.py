@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pythonricing.counting.model import BadRules
+from pythonricing.counting.model import BadRules, ZoneUnknown
 from pythonricing.counting.windows import CALENDAR, check, window
 
 FIXED = ["1s", "90s", "15m", "1h", "1d", "7d", "366d"]
@@ -72,6 +72,7 @@ def test_a_counter_can_renew_with_the_calendar_of_a_zone(zone: str) -> None:
     [
         *[(every, "") for every in ("0s", "-1s", "1", "s", "1y", "1.5h", " 1h", "01h", "367d", "1000000000s", "Day")],
         *[("day", zone) for zone in ("Europe", "Nowhere/At_all", "../etc/passwd", "/etc/localtime", "a b", "x" * 99)],
+        *[("day", zone) for zone in ("localtime", "posixrules", "Factory", "posix/Europe/Berlin", "right/UTC")],
         ("1h", "Europe/Berlin"),
         ("", "Europe/Berlin"),
     ],
@@ -84,3 +85,8 @@ def test_what_is_no_renewal_is_refused(every: str, zone: str) -> None:
 def test_the_calendar_is_utc_s_unless_a_zone_is_named() -> None:
     now = int(datetime(2026, 11, 25, 23, 30, tzinfo=UTC).timestamp()) * 1_000_000
     assert window("day", "", now) == window("day", "UTC", now)
+
+
+def test_a_zone_that_only_another_worker_knows_is_no_bug_of_this_one() -> None:
+    with pytest.raises(ZoneUnknown, match="no time zone 'Europe/Newer'"):
+        window("day", "Europe/Newer", 0)

@@ -64,11 +64,18 @@ def test_what_a_sale_needs_is_set_and_listed(store: str, tmp_path: Path) -> None
     def ask(*words: str) -> tuple[int, str, str]:
         return run(*words, "--store", store, home=tmp_path)
 
-    status, said, _ = ask("set", "quota", "--limit", "9", "--each", "4", "--every", "day", "--zone", "Europe/Berlin")
-    renews = r"renews every day in Europe/Berlin, next at \d{4}-\d\d-\d\d 2[23]:00:00 UTC"
+    rules = ("--each", "4", "--most", "2", "--every", "day", "--zone", "Europe/Berlin")
+    status, said, _ = ask("set", "quota", "--limit", "9", *rules)
+    renews = r"2 at once, renews every day in Europe/Berlin, next \d{4}-\d\d-\d\d 2[23]:00:00 UTC"
     assert status == 0
     assert re.fullmatch(rf"quota: 0 of 9, 4 for each, {renews}\n", said)
     assert re.search(rf"^quota  +0  +9  +9  4 for each, {renews}$", ask("list")[1], re.MULTILINE)
+    assert re.fullmatch(rf"quota: 0 of 9, 4 for each, {renews}\n", ask("status", "quota")[1])
+    for command, lines in (("list",), 4), (("status", "quota"), 3):
+        with Terminal([PROGRAM, *command], environment({"store": store}), 40) as terminal:
+            assert terminal.wait() == 0
+            assert max(map(len, terminal.plain.splitlines())) <= 40
+            assert len(terminal.plain.splitlines()) == lines
     listed = json.loads(ask("list", "--json")[1])[0]
     assert (listed["each"], listed["every"], listed["zone"]) == (4, "day", "Europe/Berlin")
     for words, says in (
@@ -160,7 +167,7 @@ def test_on_a_terminal_what_needs_attention_is_in_colour(empty_valkey: RedisServ
         assert terminal.plain.splitlines()[0].split() == ["COUNTER", "COUNT", "LIMIT", "LEFT"]
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(200, 3), (80, 4), (40, 4)])
+@pytest.mark.parametrize(("columns", "lines"), [(200, 3), (80, 4), (40, 5)])
 def test_on_a_narrow_terminal_names_and_numbers_stay_whole(
     columns: int, lines: int, empty_valkey: RedisServer, tmp_path: Path
 ) -> None:
@@ -171,13 +178,11 @@ def test_on_a_narrow_terminal_names_and_numbers_stay_whole(
         assert terminal.wait() == 0
         listed = terminal.plain.splitlines()
     assert len(listed) == lines
-    if lines == 4:
-        assert listed == [
-            largest,
-            "  0 of 9,007,199,254,740,991, 9,007,199,254,740,991 left",
-            "seats",
-            "  0 of 0, 0 left, halted",
-        ]
+    if lines > 3:
+        numbers = ["  0 of 9,007,199,254,740,991,", "  9,007,199,254,740,991 left"]
+        if lines == 4:
+            numbers = [f"{numbers[0]}{numbers[1][1:]}"]
+        assert listed == [largest, *numbers, "seats", "  0 of 0, 0 left, halted"]
 
 
 def test_no_colour_where_it_is_not_wanted(empty_valkey: RedisServer, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ class History:
         self.given_back: dict[tuple[str, str], list[tuple[tuple[Run, ...], int]]] = {}
         self.expired: dict[tuple[str, str], int] = {}
         self.told_expired: dict[tuple[str, str], int] = {}
+        self.told_resolved: dict[tuple[str, str], int] = {}
         #: By counter: when numbers were given back that were on leases, and which ones.
         self.cut: dict[str, list[tuple[float, set[int]]]] = {}
         #: By counter: when it was reset, deleted or renewed.

@@ -218,11 +218,11 @@ MUTANTS = {
     "resolution executed however late": Mutant(store.RESOLVE, "return 'LATE'", "limit = limit"),
     "halt cache kept after a resolution": Mutant((Counters, "_resolve"), "lane.unhalt()", "pass"),
     "resolutions not told": Mutant(
-        (Counters, "release"), "self._journal.resolved(name, counter.limit, resolution)", "pass"
+        (Counters, "_resolve"), "self._journal.resolved(name, counter.limit, resolution)", "pass"
     ),
     "expiry not told": Mutant((Lane, "_settle"), "worker.journal.expired(self.name, verdict.expired)", "pass"),
     # Give-backs
-    "given back twice": Mutant(SCRIPTS, "if not was then", "if true then"),
+    "given back twice": Mutant(SCRIPTS, "without({ { first, last } }, chunk.back), {}", "{ { first, last } }, {}"),
     "given back before it is given": Mutant(store.GIVE_BACK, "local never = run[2] > issued", "local never = false"),
     "given back from a lease": Mutant(
         store.GIVE_BACK, "if met and tonumber(at) > now - LEASE_RETURN then", "if false then"
@@ -237,7 +237,7 @@ MUTANTS = {
     "give-backs not told": Mutant((Counters, "give_back"), "self._journal.given_back(name, runs, given)", "pass"),
     # Claimants
     "share not checked": Mutant(SCRIPTS, "return sale.each > 0 and claimant ~= '' and", "return false and"),
-    "share kept": Mutant(SCRIPTS, "shares[claimant] = share_of(claimant) - 1", "share_of(claimant)"),
+    "share kept": Mutant(SCRIPTS, "shares[claimant] = share_of(claimant) - size + total(left)", "share_of(claimant)"),
     "held numbers in no share": Mutant(
         SCRIPTS,
         "shares[claimant] = share_of(claimant) + size",

@@ -339,7 +339,7 @@ class Observer:
             self._write(machine, name, node)
         if machine is self.primary:
             self._point(name, after)
-        if call is not None and words and (words[0][:1].isdigit() or words[0] in OUTCOMES):
+        if call is not None and words and (words[0][:1].isdigit() or words[0].rstrip(b"+") in OUTCOMES):
             call.node = self._told(call, reply, node)
         elif call is not None and words == [b"OK"]:
             call.node = node
@@ -623,6 +623,9 @@ class Observer:
         if told is not None and told.expired:
             whose = (call.worker, call.name)
             self._history.told_expired[whose] = self._history.told_expired.get(whose, 0) + told.expired
+        if call.kind == "resolve" and told is not None and told.settled:
+            whose = (call.worker, call.name)
+            self._history.told_resolved[whose] = self._history.told_resolved.get(whose, 0) + 1
         if call.kind == "claim":
             self._judge_verdict(call, result)
 

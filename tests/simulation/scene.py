@@ -135,7 +135,7 @@ def simulate(seed: int, faults: Sequence[Fault] | None = None) -> Scene:
     random.seed(f"heart {abs(seed)}")
     uuid.uuid4 = lambda: uuid.UUID(int=random.getrandbits(128), version=4)
     token, holds = secrets.token_urlsafe, random.Random(f"holds {abs(seed)}")
-    secrets.token_urlsafe = lambda nbytes=None: f"h{holds.getrandbits(64):016x}"
+    secrets.token_urlsafe = lambda nbytes=None: f"h{holds.getrandbits(64):021x}"
     os.sched_yield = lambda: None  # the machine's other processes are none of this world
     try:
         scene = Scene(seed, faults)

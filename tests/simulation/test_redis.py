@@ -437,7 +437,7 @@ class Service:
         more = ""
         if sale != b"-":
             each, ends, resolved, *_, every, zone, _ = sale.decode().split(":")
-            more = f"{resolved} {each} {ends} {every or '-'} {zone or '-'} 0 0"
+            more = f"{resolved} {each} {ends} {every or '-'} {zone or '-'}"
         self.seen.append(([epoch, revision, issued, limit, most, 0, moved], more))
 
     def claim(self, name: bytes) -> None:

@@ -264,6 +264,20 @@ def test_a_state_of_a_newer_version_closes_its_counter_and_says_so(
     assert any("upgrade it" in record["message"] for record in running.log() if record["level"]["name"] == "ERROR")
 
 
+def test_what_is_given_back_leaves_nobody_s_name_behind(empty_valkey: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(empty_valkey.url) as store:
+            await store.put("seats", word(), 10, Rules(each=4))
+            await store.claim(batch("seats", 1, 2, 1, wishes=[Wish("a", 60, "alice"), Wish("b", 60, "bob")]))
+            await store.resolve("seats", word(), "a", "release")
+            await store.give_back("seats", word(), [(3, 3)])
+
+    asyncio.run(scenario())
+    left = empty_valkey.run("HGETALL", "pythonricing:{seats}")
+    assert left[left.index("chunk:0") + 1] == "- 1-3 -"
+    assert not [each for each in left if "alice" in each or "bob" in each]
+
+
 def test_a_state_without_a_version_is_read_and_gets_one(empty_valkey: RedisServer) -> None:
     async def scenario() -> None:
         empty_valkey.run("HSET", "pythonricing:{seats}", "count", 4, "limit", 9, "epoch", 1, "origin", "operator")

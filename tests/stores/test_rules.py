@@ -109,7 +109,7 @@ class Step(NamedTuple):
     hold: int = 0
     action: Action = "confirm"
     number: int | None = None
-    #: The numbers to give back: where the first one is, below what was issued, and how many.
+    #: The numbers to give back: where the last one is, below what was issued, and how many; 0: from number 0 on.
     back: tuple[int, int] = (0, 1)
     #: Seconds that pass before it, where time can be told to.
     wait: float = 0.0
@@ -192,7 +192,7 @@ def busy(seen: st.SearchStrategy[View | None]) -> st.SearchStrategy[list[Step]]:
 
 #: What is renewed in histories that last for moments, and in those whose time is simulated.
 SELDOM = [("", ""), ("1d", ""), ("day", "Europe/Berlin"), ("month", "")]
-RENEWALS = [*SELDOM, ("1s", ""), ("90s", ""), ("1h", "")]
+RENEWALS = [*SELDOM, ("1s", ""), ("90s", ""), ("1h", ""), ("day", "America/New_York")]
 
 
 def sales(renewals: list[tuple[str, str]]) -> st.SearchStrategy[list[Step]]:
@@ -224,7 +224,7 @@ def sales(renewals: list[tuple[str, str]]) -> st.SearchStrategy[list[Step]]:
         Step._replace,
         steps,
         act=often(
-            ["claim"] * 12 + ["resolve"] * 8 + ["give back"] * 4 + ["change"] * 2 + ["read", "restart", "delete"]
+            ["claim"] * 12 + ["resolve"] * 8 + ["give back"] * 4 + ["change"] * 4 + ["read", "restart", "delete"]
         ),
         seen=st.none() | st.none() | known,
         again=often([0] * 9 + [1]),
@@ -239,14 +239,14 @@ def sales(renewals: list[tuple[str, str]]) -> st.SearchStrategy[list[Step]]:
         ),
         limit=often([None, -1, -3, 10, 20, 350]),
         most=often([None, 0]),
-        each=often([None, None, None, 0, 5]),
+        each=often([None, None, 0, 5]),
         every=often([None, None, None, *renewals]),
         late=often([False] * 9 + [True]),
         word=st.integers(0, 30),
         hold=often([0, 0, 0, 1, 1, 2, 3, 5]),
         action=often(["confirm", "confirm", "release"]),
         number=often([None, None, 1, 2, 4]),
-        back=st.tuples(often([0, 1, 1, 2, 3, 5, 70, -1]), often([1, 1, 2, 5, 70])),
+        back=st.tuples(often([0, 1, 1, 2, 3, 5, 70, -1]), often([1, 1, 2, 5, 70, 0])),
         wait=often([0.0, 0.0, 0.0, 0.2, 1.0, 7.0, 29.003, 4000.0, 90_000.0]),
     )
     # A store may forget a lease after an hour: nothing is lent where hours pass.
@@ -254,6 +254,116 @@ def sales(renewals: list[tuple[str, str]]) -> st.SearchStrategy[list[Step]]:
     brief = st.builds(Step._replace, further, wait=often([0.0, 0.0, 0.0, 0.2, 1.0, 7.0]))
     rest = st.lists(quiet, min_size=15, max_size=60) | st.lists(brief, min_size=15, max_size=60)
     return st.builds(lambda begin, rest: [begin._replace(want=0), *rest], first, rest)
+
+
+NOTHING = Holding("none", "none", False, False, "")
+ALL = NOTHING._replace(returned="all")
+WHOLE = NEVER - 1
+
+
+def _steps(*told: tuple[Any, dict[str, Any]]) -> list[Step]:
+    plain = Step("read", "halt", None, "w", 0, [], None, 0, False, None, None, 0, NOTHING)
+    return [plain._replace(act=act, word=word, **more) for word, (act, more) in enumerate(told)]
+
+
+def _held(size: int, seconds: int = 60, claimant: str = "") -> tuple[str, dict[str, Any]]:
+    return "claim", {"claims": [(size, None, seconds, claimant)]}
+
+
+def _seen(**more: Any) -> View:
+    return View(0, "same", 0, 0, 0, 10, 0, False)._replace(**more)
+
+
+READ: tuple[str, dict[str, Any]] = ("read", {})
+#: What stores once took for something else than the model.
+KNOWN: dict[str, list[Step]] = {
+    "shares end with their epoch, also where there were no claimants meanwhile": _steps(
+        ("restart", {"limit": 20, "each": 5}),
+        _held(4, 0, "x"),
+        ("change", {"each": 0}),
+        ("change", {"each": 5}),
+        _held(2, 0, "x"),
+        ("restart", {}),
+        _held(5, 0, "x"),
+        _held(1, 0, "x"),
+    ),
+    "another renewal than that of the window which is over": _steps(
+        ("restart", {"limit": 20, "every": ("day", "Europe/Berlin")}),
+        ("change", {"every": ("month", ""), "wait": 90_000.0}),
+        ("change", {"every": ("day", "America/New_York"), "wait": 40 * 86_400.0}),
+        ("change", {"every": ("day", "Europe/Berlin"), "wait": 90_000.0}),
+        ("claim", {"claims": [(1, None)], "wait": 90_000.0}),
+    ),
+    "number 0": _steps(
+        ("restart", {"limit": 3}),
+        ("claim", {"claims": [(3, None)]}),
+        ("give back", {"back": (2, 0)}),
+        ("claim", {"claims": [(1, None)]}),
+    ),
+    "held numbers are given back": _steps(
+        ("restart", {"limit": 20, "every": ("1h", "")}),
+        _held(4, 7200),
+        ("give back", {"back": (1, 2)}),
+        READ,
+        ("resolve", {"number": 3}),
+        ("resolve", {"number": 1, "wait": 7.0}),
+        ("resolve", {"number": 1}),
+        _held(70, 7200),
+        _held(4, 7200),
+        ("give back", {"back": (0, 1)}),
+        ("resolve", {"wait": 4000.0}),
+    ),
+    "all numbers of a hold are given back": _steps(
+        ("restart", {"limit": 200, "each": 80}),
+        _held(70, 5, "x"),
+        _held(70, 60, "y"),
+        ("give back", {"back": (70, 70)}),
+        READ,
+        ("resolve", {"hold": 1}),
+        ("give back", {"back": (0, 5), "wait": 7.0}),
+        _held(80, 60, "x"),
+        ("resolve", {"hold": 1, "wait": 100.0}),
+        ("resolve", {"hold": 2, "wait": 86_400.0}),
+    ),
+    "a lease comes back without what was given back of it": _steps(
+        ("restart", {"limit": 10_000}),
+        ("claim", {"want": 100}),
+        ("give back", {"back": (95, 1), "wait": 0.5}),
+        ("claim", {"holding": ALL}),
+        READ,
+    ),
+    "numbers end below 2^53": _steps(
+        ("restart", {"limit": WHOLE}),
+        ("claim", {"claims": [(WHOLE - 10, None)]}),
+        ("give back", {"back": (0, 70)}),
+        ("claim", {"claims": [(5, None), (6, None), (5, "a"), (1, "b")], "want": 500}),
+        ("claim", {"claims": [(1, None), (1, "b")]}),
+        READ,
+    ),
+    "many holds that were resolved are over": _steps(
+        ("restart", {"limit": 200}),
+        ("claim", {"claims": [(1, None, 60, "")] * 199 + [(1, None, 61, "")]}),
+        *(("resolve", {"action": "release", "hold": hold}) for hold in range(1, 200)),
+        ("claim", {"claims": [(1, None)], "wait": 62.0}),
+    ),
+    "a counter that was deleted comes back without its holds": _steps(
+        ("restart", {"limit": 20}),
+        _held(4),
+        ("resolve", {}),
+        ("delete", {}),
+        ("read", {"on_loss": "raise", "seen": _seen(revisions=1)}),
+        ("resolve", {}),
+        _held(2),
+        ("resolve", {}),
+    ),
+    "a counter that renewed knows when it began": _steps(
+        ("restart", {"limit": 20, "every": ("1h", "")}),
+        READ,
+        ("read", {"wait": 4000.0}),
+        ("change", {"every": ("", "")}),
+        ("read", {"seen": _seen(back=3, resolved=1)}),
+    ),
+}
 
 
 class Worker:
@@ -333,7 +443,9 @@ class Told:
                 return await store.resolve(self._name, word, id, step.action, step.number)
             case "give back":
                 last = max(1, (self._seen[-1].issued if self._seen else 0) - step.back[0])
-                return await store.give_back(self._name, word, [(max(1, last - step.back[1] + 1), last)])
+                return await store.give_back(
+                    self._name, word, [(max(1, last - step.back[1] + 1) if step.back[1] else 0, last)]
+                )
             case how:
                 limit = step.limit
                 if limit is not None and limit < 0:
@@ -610,6 +722,15 @@ class Wire(asyncio.Transport):
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(history=sales(RENEWALS))
 def test_scripts_do_as_the_model_does_while_time_passes(history: list[Step]) -> None:
+    _unfold_on_scripts(history)
+
+
+@pytest.mark.parametrize("history", KNOWN.values(), ids=KNOWN)
+def test_scripts_do_as_the_model_does(history: list[Step]) -> None:
+    _unfold_on_scripts(history)
+
+
+def _unfold_on_scripts(history: list[Step]) -> None:
     halting = Model("halt")
     moment = halting.moment
     moment.now = 1_767_225_600_000_000 + 1
@@ -694,6 +815,8 @@ def test_procedures_do_as_the_model_does_while_time_passes(timed_postgres: Postg
 
         runner.run(connect())
         try:
+            for history in KNOWN.values():
+                runner.run(unfold(history))
             unfolds()
         finally:
             runner.run(clock.close())

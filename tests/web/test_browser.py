@@ -344,8 +344,9 @@ def test_what_is_held_is_a_lighter_part_of_the_bar_and_a_renewal_is_counted_down
         colours = [part.evaluate("(part) => getComputedStyle(part).backgroundColor") for part in (sold, lighter)]
         assert colours[0] != colours[1]
         rates = page.locator("li .rates").nth(1).inner_text()
-        assert re.match(r"50\xa0left, 30\xa0held, renews in\xa0\d+ (h|min|s)", rates)
+        assert re.match(r"50\xa0left, 30\xa0held, renews in\xa0\d+\xa0(h|min|s)", rates)
         assert str(bar.get_attribute("aria-valuetext")).startswith("50 of 100, open, 30\xa0held, renews in\xa0")
+        assert "·" not in rates  # which would dangle where lines break
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate(OUTSIDE) == []
         check_accessibility(page)
@@ -470,3 +471,19 @@ def contrast(page: Any, selector: str) -> float:
         }""",
     )
     return ratio
+
+
+def test_many_counters_that_renew_have_a_line_each(browser: Any, running: Service, errors: list[str]) -> None:
+    def fill() -> None:
+        for number in range(12):
+            body = b'{"limit": 10000, "every": "month", "zone": "Europe/Berlin"}'
+            running.get(f"/counters/a-sale-of-name-{number}", "PUT", body, Authorization="Bearer t")
+            running.get(f"/counters/a-sale-of-name-{number}?n=1000&hold=600", "POST")
+
+    threaded(fill)
+    with opened(browser, running, errors, "?order=name", viewport={"width": 1400, "height": 900}) as page:
+        eventually(page, lambda: page.locator(".compact li").count() == 13)
+        eventually(page, lambda: all("renews" in told for told in page.locator("li .rates").all_inner_texts()[:12]))
+        heights = page.evaluate("[...document.querySelectorAll('li .rates')].map((part) => part.clientHeight)")
+        assert max(heights) < 30, heights
+    assert not errors

@@ -152,3 +152,9 @@ def test_a_key_repeats_an_answer_and_not_a_claim(running: Service) -> None:
     running.get("/counters/open", "PUT", b'{"limit": 1000000}', **ADMIN)
     first = running.get("/counters/open?n=3", "POST", Idempotency_Key="documented")
     assert running.get("/counters/open?n=3", "POST", Idempotency_Key="documented") == first
+
+
+def test_a_refusal_may_say_when_to_come_again() -> None:
+    headers = openapi.document(routes.OPERATIONS)["components"]["responses"]["429"]["headers"]
+    assert headers["Retry-After"]["required"] is False
+    assert headers["RateLimit"]["required"] is True

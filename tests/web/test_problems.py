@@ -69,7 +69,7 @@ def ask(error: Exception, method: str) -> tuple[int, dict[str, str], dict[str, A
     [
         (NoSuchCounter("seats"), 404, "urn:pythonricing:no-such-counter", None),
         (KeyReused(), 422, "urn:pythonricing:unprocessable", None),
-        (StateLost(), 503, "urn:pythonricing:state-lost", "60"),
+        (StateLost("default"), 503, "urn:pythonricing:state-lost", "60"),
         (StoreUnavailable("away"), 503, "urn:pythonricing:store-unavailable", "1"),
         (StoreRejected("full"), 503, "urn:pythonricing:store-unavailable", "1"),
         (Overloaded("busy"), 503, "urn:pythonricing:store-unavailable", "1"),

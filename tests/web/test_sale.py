@@ -90,6 +90,13 @@ def test_a_refusal_says_when_a_hold_may_expire(api: Service, name: str) -> None:
     assert status == 429
     assert 590 <= int(headers["retry-after"]) <= 602
     assert "retry-after" not in raw(api, "POST", f"/counters/{name}?n=11")[1]  # it never fits
+    other = f"{name[:50]}.other"
+    api.get(f"/counters/{other}", "DELETE", **ADMIN)
+    assert api.get(f"/counters/{other}", "PUT", b'{"limit": 5}', **ADMIN)[0] == 201
+    held(api, other, "n=2&hold=600")
+    api.get(f"/counters/{other}?n=2", "POST")
+    assert "retry-after" in raw(api, "POST", f"/counters/{other}?n=3")[1]
+    assert "retry-after" not in raw(api, "POST", f"/counters/{other}?n=4")[1]  # though all that is held came back
 
 
 def test_a_key_gets_its_hold_again(api: Service, name: str) -> None:
@@ -106,12 +113,18 @@ def test_a_claimant_gets_at_most_so_many(api: Service, name: str) -> None:
     problem = json.loads(body)
     assert (status, problem["violated-policies"], problem["each"], problem["request_count"]) == (429, ["each"], 3, 2)
     assert headers["ratelimit-policy"] == '"limit";q=10, "each";q=3'
+    path = held(api, name, "n=1&hold=600&for=zoe")
+    assert "retry-after" not in raw(api, "POST", f"/counters/{name}?n=2&for=alice")[1]  # it is another's hold
+    assert api.get(path, "DELETE")[0] == 200
     assert api.get(f"/counters/{name}?n=3&for=bob", "POST")[0] == 200
     api.get(f"/counters/{name}/numbers/1-1", "DELETE", **ADMIN)
     assert api.get(f"/counters/{name}?n=2&for=alice", "POST")[0] == 200
     api.get(f"/counters/{name}?n=3&for=carol", "POST")
     status, problem = api.get(f"/counters/{name}?n=2&for=dave", "POST")
     assert (status, problem["violated-policies"]) == (429, ["limit"])
+    _, headers, _ = raw(api, "POST", f"/counters/{name}?n=2&for=dave")
+    assert headers["ratelimit-policy"] == '"limit";q=10, "each";q=3'
+    assert headers["ratelimit-policy"] == raw(api, "GET", f"/counters/{name}")[1]["ratelimit-policy"]
 
 
 def test_an_operator_gives_numbers_back_each_once(api: Service, name: str) -> None:
@@ -138,6 +151,7 @@ def test_giving_back_needs_the_token(api: Service, name: str) -> None:
         ("7-7", 404, "never given"),
         ("2-1", 422, "backwards"),
         ("0-1", 422, "from 1"),
+        ("01-02", 422, "such as 7-9"),
         ("1", 422, "such as 7-9"),
         ("x-y", 422, "such as 7-9"),
         ("1-9007199254740992", 422, "such as 7-9"),
@@ -200,6 +214,9 @@ def test_a_claim_for_nobody_is_422_where_each_has_a_limit(api: Service, name: st
         ({"every": 60}, "every"),
         ({"every": "day", "zone": "Mars/Olympus"}, "no time zone"),
         ({"every": "day", "zone": "../../etc/passwd"}, "no time zone"),
+        ({"every": "day", "zone": "localtime"}, "no time zone"),
+        ({"every": "day", "zone": "posix/Europe/Berlin"}, "no time zone"),
+        ({"every": "day", "zone": ""}, "left out"),
         ({"every": "1d", "zone": "Europe/Berlin"}, "a zone is for"),
         ({"zone": "Europe/Berlin"}, "a zone is for"),
         ({"evry": "day"}, "evry"),
@@ -251,10 +268,35 @@ def test_a_bad_resolution_is_422_and_resolves_nothing(
 def test_a_resolution_has_no_body_and_comes_from_no_other_site(api: Service, name: str) -> None:
     path = held(api, name)
     for method in ("POST", "DELETE"):
-        assert api.get(path, method, b'{"n": 1}')[0] == 422
-        assert api.get(path, method, Sec_Fetch_Site="cross-site")[0] == 403
+        status, problem = api.get(path, method, b'{"n": 1}')
+        assert (status, "no body here" in problem["detail"]) == (422, True)
+        assert ("confirmed" in problem["detail"]) is (method == "POST")
+        status, problem = api.get(path, method, Sec_Fetch_Site="cross-site")
+        assert (status, "claim" in problem["detail"], "nothing was changed" in problem["detail"]) == (403, False, True)
     assert state(api, name)["held"] == 2
     assert api.get(path, "GET")[0] == 405
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", "?n=1", b""),
+        ("DELETE", "", b"{}"),
+        ("PUT", "?every=day", b'{"limit": 5}'),
+        ("GET", "?x=1", b""),
+        ("GET", "", b"x"),
+        ("DELETE", "/numbers/1-1?foo=1", b""),
+        ("DELETE", "/numbers/1-1", b"hello"),
+    ],
+)
+def test_what_would_be_ignored_is_422_and_does_nothing(
+    api: Service, name: str, method: str, path: str, body: bytes
+) -> None:
+    api.get(f"/counters/{name}", "POST")
+    before = state(api, name)
+    status, problem = api.get(f"/counters/{name}{path}", method, body, **ADMIN)
+    assert (status, ("no body" if body and "?" not in path else "no query string") in problem["detail"]) == (422, True)
+    assert state(api, name) == before
 
 
 def test_a_counter_renews_and_says_when(api: Service, name: str) -> None:

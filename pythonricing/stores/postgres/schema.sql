@@ -97,8 +97,8 @@ CREATE TABLE IF NOT EXISTS pythonricing.hold (
 CREATE INDEX IF NOT EXISTS hold_open ON pythonricing.hold (name, due) WHERE outcome IS NULL;
 CREATE INDEX IF NOT EXISTS hold_resolved ON pythonricing.hold (due) WHERE outcome IS NOT NULL;
 
--- Numbers that were given back, in runs that lie apart; whose the numbers of claims for claimants are, those given back
--- too; and how many each claimant has of the others. Of epochs that are over they count for nothing.
+-- Numbers that were given back, in runs that lie apart; whose the numbers of claims for claimants are, perhaps those given
+-- back too; and how many each claimant has of the others. Of epochs that are over they count for nothing.
 CREATE TABLE IF NOT EXISTS pythonricing.given_back (
   name text, epoch bigint, first bigint, last bigint NOT NULL, PRIMARY KEY (name, epoch, first)
 );
@@ -562,6 +562,9 @@ BEGIN
       WHERE c.name = counter.name AND c.epoch = counter.epoch AND c.claimant = part.claimant;
     DELETE FROM pythonricing.claimant c
       WHERE c.name = counter.name AND c.epoch = counter.epoch AND c.claimant = ANY (claimants) AND c.share <= 0;
+    DELETE FROM pythonricing.owner o USING unnest(runs) run
+      WHERE o.name = counter.name AND o.epoch = counter.epoch AND o.first >= lower(run) AND o.first < upper(run)
+      AND o.last < upper(run);
   END IF;
 END $$;
 
@@ -691,8 +694,8 @@ END $$;
 -- `outcome` is OK, MISSING, LOST, STALE or OVER; `reply` is attempt, epoch, revision, limit, most, the numbers taken
 -- before, issued, moved, the numbers out on leases that may come back (0 if every claim was admitted and another one
 -- might be), and what was issued before a loss raised it, or null. Then, each after its length: nothing, or of a counter
--- with more than that each, every, zone, ends, resolved, due, time and expired (see told) and the places of the claims
--- that their claimants' shares refused; the runs that the admitted claims got, those that the worker is lent, and for
+-- with more than that each, every, zone, ends, resolved, due, time, expired and held (see told) and the places of the
+-- claims that their claimants' shares refused; the runs that the admitted claims got, those that the worker is lent, and for
 -- each keyed claim its record, of length 0 where the key was new, and with its hold, expiry and claimant before the runs
 -- where there is more. What is only read is told otherwise (see told).
 -- MISSING replies epoch and revision of the deletion if that is known; OVER the time, every and zone of a window that
@@ -903,6 +906,9 @@ BEGIN
     END IF;
     gone := counter.given;
     spare := gone;
+    IF gone > 0 AND batch_sequence > 0 THEN
+      counter."limit" := least(counter."limit", 9007199254740991 - gone); -- there are no more numbers
+    END IF;
   END IF;
 
   outcome := 'OK';
@@ -919,16 +925,16 @@ BEGIN
     -- What the worker gives back becomes free, as far as it was lent in this state. Whatever else is said, no number
     -- counts as free and as held, or twice.
     FOR i IN 1..coalesce(cardinality(back), 0) BY 2 LOOP
-      run := int8multirange(int8range(back[i], back[i + 1], '[]'));
-      IF receipt.held @> run THEN
+      run := receipt.held * int8multirange(int8range(back[i], back[i + 1], '[]'));
+      IF NOT isempty(run) THEN
         receipt.held := receipt.held - run;
         counter.free := coalesce(counter.free, '{}') + run;
-        counter.moved := counter.moved + back[i + 1] - back[i] + 1;
+        counter.moved := counter.moved + pythonricing.total(run);
       END IF;
     END LOOP;
     FOR i IN 1..coalesce(cardinality(still), 0) BY 2 LOOP
-      run := int8multirange(int8range(still[i], still[i + 1], '[]'));
-      IF receipt.held @> run THEN
+      run := receipt.held * int8multirange(int8range(still[i], still[i + 1], '[]'));
+      IF NOT isempty(run) THEN
         receipt.held := receipt.held - run;
         held := coalesce(held, '{}') + run;
       END IF;
@@ -1056,7 +1062,7 @@ BEGIN
         held := held + int8multirange(int8range(lent[i], lent[i + 1], '[]'));
       END LOOP;
       receipt.lent := pythonricing.clock();
-      counter.lent := receipt.lent;
+      counter.lent := greatest(counter.lent, receipt.lent); -- where the clock went back
       changed := true;
     END IF;
   END IF;
@@ -1073,10 +1079,11 @@ BEGIN
       SET issued = counter.issued, moved = counter.moved, free = nullif(counter.free, '{}'), lent = counter.lent,
         held = counter.held, due = counter.due
       WHERE c.name = counter_name;
-    reply := answer[1:10]::text[] || (8 + coalesce(cardinality(refused), 0))::text || ARRAY[
+    reply := answer[1:10]::text[] || (9 + coalesce(cardinality(refused), 0))::text || ARRAY[
       counter.each::text, counter.every, counter.zone, counter.ends::text, counter.resolved::text,
       CASE WHEN counter.held > 0 THEN counter.due ELSE 0 END::text,
-      CASE WHEN counter.ends > 0 OR counter.held > 0 THEN moment ELSE 0 END::text, expired::text
+      CASE WHEN counter.ends > 0 OR counter.held > 0 THEN moment ELSE 0 END::text, expired::text,
+      counter.held::text
       ] || refused || answer[12:]::text[] || told;
     INSERT INTO pythonricing.receipt AS r (name, worker, number, reply, expires, held, lent, told) VALUES (
         counter_name, worker_id, batch_sequence, ARRAY[batch_attempt],
@@ -1371,8 +1378,8 @@ END $$;
 -- Confirm a hold, in part too, or release it: once, whatever is said how often. So there is no receipt.
 --
 -- `outcome` is OK, LATE, LOST, MISSING or OVER (see claim); `reply` is what became of the hold: "confirmed", "released",
--- "expired", "held" if it has fewer numbers than should be confirmed, or "none" if no such hold is known; its size;
--- how many first and last numbers of confirmed runs follow, and these; and what is told of the counter.
+-- "expired", "held" if it has fewer numbers than should be confirmed, or "none" if no such hold is known, and "+" after
+-- it if that is of this time; its size; how many first and last numbers of confirmed runs follow, and these; and what is told of the counter.
 CREATE OR REPLACE PROCEDURE pythonricing.resolve(
   patience int,
   calendar text[],
@@ -1405,6 +1412,7 @@ DECLARE
   moment bigint;
   kept int8multirange := '{}';
   changed boolean := false;
+  settled text := '';
 BEGIN
   CALL pythonricing.hear(patience, counter_name, word_id, not_after, receipt_seconds, counter, outcome, reply);
   IF outcome IS NOT NULL THEN
@@ -1436,6 +1444,7 @@ BEGIN
       kept := CASE
         WHEN action = 'confirm' THEN pythonricing.first(hold.runs, coalesce(number, hold.size)) ELSE '{}' END;
       counter.resolved := counter.resolved + 1;
+      settled := '+';
     END IF;
     IF hold.epoch = counter.epoch THEN
       CALL pythonricing.mark(counter, hold.runs - kept, given);
@@ -1451,16 +1460,16 @@ BEGIN
   UPDATE pythonricing.hold h SET outcome = hold.outcome, due = hold.due, runs = hold.runs
     WHERE h.name = counter_name AND h.id = hold_id;
   kept := CASE WHEN hold.outcome IS NULL THEN '{}' ELSE hold.runs END;
-  reply := ARRAY[coalesce(hold.outcome, 'held'), hold.size::text, cardinality(pythonricing.numbers(kept))::text]
+  reply := ARRAY[coalesce(hold.outcome, 'held') || settled, hold.size::text, cardinality(pythonricing.numbers(kept))::text]
     || pythonricing.numbers(kept)::text[] || pythonricing.told(counter, raised, expired);
   COMMIT;
 END $$;
 
 -- Give numbers back that somebody owns: once, however often it is sent.
 --
--- `outcome` is OK, LATE, LOST, MISSING or OVER (see claim); NEVER, if one of them was never given; LEASED, while it may
--- be that a worker has one and will give it. `reply` is how many had not been given back before, and what is told of the
--- counter.
+-- `outcome` is OK, LATE, LOST, MISSING or OVER (see claim); NEVER, if one of them was never given in the epoch that was
+-- seen; LEASED, while it may be that a worker has one and will give it. `reply` is how many had not been given back before,
+-- and what is told of the counter.
 CREATE OR REPLACE PROCEDURE pythonricing.give_back(
   patience int,
   calendar text[],
@@ -1498,7 +1507,8 @@ BEGIN
   CALL pythonricing.meet(
     counter, raised, expired, changed, moment, calendar, tombstone_seconds, on_loss, seen_epoch, seen_revision,
     seen_issued, seen_limit, seen_most, seen_deleted, seen_moved, seen_more, outcome, reply);
-  IF outcome IS NULL AND (upper(wanted) - 1 > counter.issued OR coalesce(wanted && counter.free, false)) THEN
+  IF outcome IS NULL AND (counter.epoch > seen_epoch OR lower(wanted) < 1 OR upper(wanted) - 1 > counter.issued
+      OR coalesce(wanted && counter.free, false)) THEN
     outcome := 'NEVER';
   ELSIF outcome IS NULL THEN
     -- What is on a lease that may come back may be given or not.
@@ -1519,6 +1529,23 @@ BEGIN
   -- What is still on a lease won't be given any more, and counts for nothing if it comes back.
   UPDATE pythonricing.receipt r SET held = r.held - wanted WHERE r.name = counter_name AND r.held && wanted;
   counter := pythonricing.special(counter);
+  IF counter.held > 0 THEN
+    -- They leave their holds; one that has no others is released.
+    WITH met AS (
+      SELECT h.id, h.size, h.runs - wanted AS runs FROM pythonricing.hold h
+      WHERE h.name = counter_name AND h.outcome IS NULL AND h.epoch = counter.epoch AND h.losses = counter.losses
+        AND h.runs && wanted
+    ), cut AS (
+      UPDATE pythonricing.hold h
+        SET size = pythonricing.total(met.runs), runs = met.runs,
+          outcome = CASE WHEN isempty(met.runs) THEN 'released' END,
+          due = CASE WHEN isempty(met.runs) THEN moment / 1000000 + 86400 ELSE h.due END
+        FROM met WHERE h.name = counter_name AND h.id = met.id
+        RETURNING met.size - h.size AS size, h.outcome
+    )
+    SELECT counter.held - coalesce(sum(cut.size), 0), counter.resolved + count(cut.outcome)
+      INTO counter.held, counter.resolved FROM cut;
+  END IF;
   CALL pythonricing.mark(counter, wanted, given);
   counter.moved := counter.moved + given;
   PERFORM pythonricing.save(counter, tombstone_seconds, false);

@@ -30,6 +30,7 @@ from pythonricing.counting.model import (
     NoSuchCounter,
     NoSuchNumber,
     NumberLeased,
+    Outcome,
     Replay,
     Resolution,
     Rules,
@@ -278,8 +279,11 @@ class PostgresStore:
     ) -> tuple[Resolution | None, Counter]:
         outcome, size, length, *rest = await self._say(RESOLVE, name, word, id, action, number, self._on_loss)
         numbers, told = rest[: int(length)], rest[int(length) :]
-        resolution = None if outcome == "none" else Resolution(outcome, int(size), tuple(_runs(numbers)))
-        return resolution, _counter(name, told)
+        counter = msgspec.structs.replace(_counter(name, told), settled=outcome.endswith("+"))
+        if outcome == "none":
+            return None, counter
+        became = msgspec.convert(outcome.removesuffix("+"), Outcome)
+        return Resolution(became, int(size), tuple(_runs(numbers))), counter
 
     async def give_back(self, name: str, word: Word, runs: Sequence[Run]) -> tuple[int, Counter]:
         given, *told = await self._say(GIVE_BACK, name, word, _numbers(runs) or [], self._on_loss)
@@ -295,9 +299,7 @@ class PostgresStore:
         for name, lost, told, stale in zip(*(row[column] or () for column in columns), strict=True):
             counter = msgspec.structs.replace(_counter(name, msgspec.json.decode(told)), lost=lost)
             if stale:
-                with contextlib.suppress(
-                    NoSuchCounter, StateLost, ZoneUnknown
-                ):  # meanwhile; it is as it was before that
+                with contextlib.suppress(NoSuchCounter, StateLost, ZoneUnknown):  # it is as it was before that
                     counter = await self.read(name)
             counters.append(counter)
         return counters
@@ -461,10 +463,20 @@ def _replay(record: Sequence[str], more: bool) -> Replay:
 
 
 def _sale(
-    each: str, every: str, zone: str, ends: str, resolved: str, due: str, now: str, expired: str, *capped: str
+    each: str,
+    every: str,
+    zone: str,
+    ends: str,
+    resolved: str,
+    due: str,
+    now: str,
+    expired: str,
+    held: str,
+    *capped: str,
 ) -> dict[str, Any]:
     """What a verdict tells of a counter with holds, give-backs, claimants or windows."""
-    numbers = {"each": each, "ends": ends, "resolved": resolved, "due": due, "now": now, "expired": expired}
+    numbers = {"each": each, "ends": ends, "resolved": resolved, "due": due, "now": now}
+    numbers |= {"expired": expired, "held": held}
     words = {"every": every, "zone": zone, "capped": tuple(map(int, capped))}
     return {**{name: int(number) for name, number in numbers.items()}, **words}
 

@@ -75,21 +75,26 @@ end
 if lease_at then
   local known = runs_of(string.match(stored[12], ' .*$'))
   local function cut(run)
-    for index, each in ipairs(known) do
-      if each[1] <= run[1] and run[1] <= run[2] and run[2] <= each[2] then
-        known[#known + 1] = { run[2] + 1, each[2] }
-        each[2] = run[1] - 1
-        return true
+    local parts, left = {}, {}
+    for _, each in ipairs(known) do
+      local first, last = math.max(each[1], run[1]), math.min(each[2], run[2])
+      if first <= last then
+        parts[#parts + 1] = { first, last }
+        left[#left + 1], left[#left + 2] = { each[1], first - 1 }, { last + 1, each[2] }
+      else
+        left[#left + 1] = each
       end
     end
+    known = left
+    return parts
   end
-  for _, run in ipairs(runs_of(ARGV[18])) do
-    if cut(run) then
+  for _, back in ipairs(runs_of(ARGV[18])) do
+    for _, run in ipairs(cut(back)) do
       free[#free + 1], moved, stirred = run, moved + run[2] - run[1] + 1, true
     end
   end
-  for _, run in ipairs(runs_of(ARGV[19])) do
-    if cut(run) then
+  for _, still in ipairs(runs_of(ARGV[19])) do
+    for _, run in ipairs(cut(still)) do
       lease[#lease + 1] = run
     end
   end
@@ -103,6 +108,9 @@ if sale then
   expire()
 end
 local given = sale and sale.given or 0
+if given > 0 and sequence > 0 then
+  limit = math.min(limit, ALL - 1 - given) -- there are no more numbers
+end
 local top = limit + given -- the highest number that may be given
 
 local take, gather
@@ -145,10 +153,10 @@ end
 
 local known_issued, taken = issued, issued - total(free) - given
 local before, runs, records, keyed, waited = taken, {}, {}, 2, false
-local place, i, refused = 0, 21, false -- the claims that shares refuse, by their place in the batch
+local place, i, refused = 0, 21, false -- the claims that shares refuse, by their place in a batch with claimants
 while i < #ARGV do
   local times, size = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
-  i, place = i + 2, place + (times > 0 and times or 1)
+  i, place = i + 2, place + 1
   if times > 0 and size > 0 then
     if (most == 0 or size <= most) and not (sale and sale.each > 0) then
       local admitted = math.max(0, math.min(times, math.floor((limit - taken) / size)))

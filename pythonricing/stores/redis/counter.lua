@@ -12,8 +12,8 @@
 --
 -- ARGV[1..7] what the worker has seen: epoch, revision, issued, limit, most, deleted (1 or 0), moved; or '' each
 -- ARGV[8]    what a loss does: "halt" marks the counter as lost; "raise" lifts it to what is known of it
--- ARGV[9]    what else it has seen, and a window of the calendar: "resolved each ends every zone begins ends", "-" for no
---            every or zone and 0 for what isn't known; or ''
+-- ARGV[9]    what else it has seen: "resolved each ends every zone", "-" for no every or zone and 0 for what isn't known, and
+--            each window of the calendar that was asked for: " every zone begins ends"; or ''
 -- ARGV[10]   the worker, or '' where it has no part in this
 --
 -- Numbers stay exact up to 2^53 ('%.0f': Lua's own conversion keeps 14 digits).
@@ -197,7 +197,7 @@ if not settled then
   function save()
     saved = true
     while chunk ~= '-' do
-      local before, owners = string.match(redis.call('HGET', KEYS[1], 'chunk:' .. chunk), '^(%S+) %S+(.*)$')
+      local before, owners = string.match(redis.call('HGET', KEYS[1], 'chunk:' .. chunk), '^(%S+) %S+ %S+(.*)$')
       redis.call('HDEL', KEYS[1], 'chunk:' .. chunk)
       for claimant in string.gmatch(owners, ' %d+%-%d+ (%S+)') do
         redis.call('HDEL', KEYS[1], 'for:' .. claimant)
@@ -218,6 +218,14 @@ if not settled then
           redis.call('HDEL', KEYS[1], field)
         end
       end
+    end
+    if sale and stored[8] and not deleted and stored[4] == digits(epoch) then
+      -- Deleted, and there again in the same epoch, since a worker has seen more: nobody holds anything.
+      for place = 1, sale.heap do
+        local id = string.match(redis.call('HGET', KEYS[1], 'heap:' .. place), ' (.*)$')
+        redis.call('HDEL', KEYS[1], 'heap:' .. place, 'hold:' .. id)
+      end
+      sale.heap, sale.due = 0, 0
     end
     if sale and (sale.heap > 0 or sale.each > 0 or sale.every ~= '' or sale.chunk ~= '-' or sale.resolved > 0
       or sale.began ~= epoch) then
@@ -267,10 +275,9 @@ if not settled then
   end
 
   -- What the worker has seen beyond ARGV[7], and the window that it has computed.
-  local more = { string.match(ARGV[9] or '', '^(%d+) (%d+) (%d+) (%S+) (%S+) (%d+) (%d+)$') }
+  local more = { string.match(ARGV[9] or '', '^(%d+) (%d+) (%d+) (%S+) (%S+)(.*)$') }
   local seen_resolved, seen_each, seen_ends = tonumber(more[1]) or 0, tonumber(more[2]) or 0, tonumber(more[3]) or 0
   local seen_every, seen_zone = more[4] or '-', more[5] or '-'
-  local begins, stops = tonumber(more[6]), tonumber(more[7])
 
   -- Begin and end of the window that contains the time; or nil, and `over` asks for it.
   function window(every, zone)
@@ -279,10 +286,14 @@ if not settled then
       length = length * ({ s = 1, m = 60, h = 3600, d = 86400 })[unit] * 1000000
       local from = now - math.fmod(now, length)
       return from, from + length
-    elseif begins and begins <= now and now < stops then
-      return begins, stops
     end
-    over = 'OVER ' .. digits(now) .. ' ' .. every .. ' ' .. (zone ~= '' and zone or '-')
+    zone = zone ~= '' and zone or '-'
+    for each, where, begins, ends in string.gmatch(more[6] or '', ' (%S+) (%S+) (%d+) (%d+)') do
+      if each == every and where == zone and tonumber(begins) <= now and now < tonumber(ends) then
+        return tonumber(begins), tonumber(ends)
+      end
+    end
+    over = 'OVER ' .. digits(now) .. ' ' .. every .. ' ' .. zone
   end
 
   -- Begin the window that contains the time, if the one before is over; returns whether it did, and nothing is kept yet.

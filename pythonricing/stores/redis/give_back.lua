@@ -6,8 +6,8 @@
 -- ARGV[13] the numbers, as "first-last,..."
 --
 -- Replies "given epoch revision limit most count issued moved out sale" (given: how many had not been given back before) and,
--- if a loss raised the numbers issued, "^" and what they were before; or NEVER, if one was never given; LEASED while it may
--- be that a worker has one and will give it; LOST, LATE, MISSING, OVER (see claim.lua).
+-- if a loss raised the numbers issued, "^" and what they were before; or NEVER, if one was never given in the epoch that was
+-- seen; LEASED while it may be that a worker has one and will give it; LOST, LATE, MISSING, OVER (see claim.lua).
 
 local receipt = redis.call('GET', KEYS[2])
 if receipt then
@@ -40,7 +40,7 @@ end
 
 local wanted = runs_of(ARGV[13])
 for _, run in ipairs(wanted) do
-  local never = run[2] > issued
+  local never = run[2] > issued or run[1] < 1 or epoch > (tonumber(ARGV[1]) or epoch)
   for _, each in ipairs(free) do
     never = never or meet(run, each)
   end
@@ -84,6 +84,7 @@ for field, value in pairs(cut) do
   redis.call('HSET', KEYS[1], field, value)
 end
 
+take_out(wanted)
 local given = 0
 for _, run in ipairs(wanted) do
   given = given + mark(run)

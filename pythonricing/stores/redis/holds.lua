@@ -5,14 +5,15 @@
 --                until size runs", "released ..." or "expired ..." (seconds; "-" for no claimant and no runs)
 --   heap:1..     "second ID" of each hold, a binary heap: when it expires, or once it was resolved, is forgotten; the
 --                entry of one that is resolved before it expires stays until that second
---   chunk:N      of the numbers 64 N + 1 to 64 N + 64: "the chunk made before, runs given back, then run claimant ..."
+--   chunk:N      of the numbers 64 N + 1 to 64 N + 64: "the chunk made before, runs given back, then -,run:ID,run:ID of
+--                holds that are open, then run claimant ..."
 --   for:CLAIMANT how many numbers a claimant owns
 --
 -- Numbers, shares and `sale` are written at the end, by `keep`.
 
 local CHUNK = 64
 local MAX_NUMBERS, MAX_DUE, RESOLVED = 1024, 128, 86400
-local capped, own, expire, resolve, mark, keep
+local capped, own, expire, resolve, take_out, mark, keep
 local due = 0 -- numbers that went back because their holds have expired
 local more = false -- whether holds that have expired are left
 
@@ -25,11 +26,12 @@ if sale or not settled or ARGV[20] == '1' then
 
   local function chunk_of(index)
     if not chunks[index] then
-      local before, back, owners = string.match(redis.call('HGET', KEYS[1], 'chunk:' .. index) or '', '^(%S+) (%S+)(.*)$')
+      local before, back, holds, owners =
+        string.match(redis.call('HGET', KEYS[1], 'chunk:' .. index) or '', '^(%S+) (%S+) (%S+)(.*)$')
       if not before then
         before, sale.chunk = sale.chunk, index
       end
-      chunks[index] = { before = before, back = runs_of(back or ''), owners = owners or '' }
+      chunks[index] = { before = before, back = runs_of(back or ''), holds = holds or '-', owners = owners or '' }
     end
     altered = true
     return chunks[index]
@@ -51,24 +53,40 @@ if sale or not settled or ARGV[20] == '1' then
     end
   end
 
+  -- The parts of runs that are in none of the others.
+  local function without(runs, others)
+    for _, other in ipairs(others) do
+      local left = {}
+      for _, run in ipairs(runs) do
+        if run[1] < other[1] then
+          left[#left + 1] = { run[1], math.min(run[2], other[1] - 1) }
+        end
+        if run[2] > other[2] then
+          left[#left + 1] = { math.max(run[1], other[2] + 1), run[2] }
+        end
+      end
+      runs = left
+    end
+    return runs
+  end
+
   -- Give a run back, as far as it was not, to its owners' shares too; returns how many numbers that are.
   function mark(run)
     local given = 0
     each_chunk(run, function(chunk, first, last)
-      for number = first, last do
-        local was = false
-        for _, back in ipairs(chunk.back) do
-          was = was or back[1] <= number and number <= back[2]
+      local new, owners = without({ { first, last } }, chunk.back), {}
+      for low, high, claimant in string.gmatch(chunk.owners, ' (%d+)%-(%d+) (%S+)') do
+        local left, size = without({ { tonumber(low), tonumber(high) } }, new), high - low + 1
+        if total(left) < size then
+          shares[claimant] = share_of(claimant) - size + total(left)
         end
-        if not was then
-          given = given + 1
-          chunk.back[#chunk.back + 1] = { number, number }
-          for low, high, claimant in string.gmatch(chunk.owners, ' (%d+)%-(%d+) (%S+)') do
-            if tonumber(low) <= number and number <= tonumber(high) then
-              shares[claimant] = share_of(claimant) - 1
-            end
-          end
+        for _, part in ipairs(left) do
+          owners[#owners + 1] = string.format(' %.0f-%.0f %s', part[1], part[2], claimant)
         end
+      end
+      given, chunk.owners = given + total(new), table.concat(owners)
+      for _, part in ipairs(new) do
+        chunk.back[#chunk.back + 1] = part
       end
       chunk.back = sorted(chunk.back)
     end)
@@ -125,22 +143,38 @@ if sale or not settled or ARGV[20] == '1' then
     return string.match(top, ' (.*)$')
   end
 
+  local function write(id, found)
+    local record
+    if found.till then
+      record = string.format('%s %.0f %.0f %.0f %s', found.outcome, found.epoch, found.till, found.size,
+        found.runs[1] and text(found.runs) or '-')
+    else
+      record = string.format('held %.0f %.0f %.0f %.0f %s %s', found.epoch, sale.losses, found.expires, found.size,
+        found.claimant, text(found.runs))
+    end
+    redis.call('HSET', KEYS[1], 'hold:' .. id, record)
+  end
+
   -- Note whose the numbers of an admitted claim are, and its hold; returns the second at which that expires.
   function own(runs, size, id, seconds, claimant)
-    if claimant ~= '' then
-      for _, run in ipairs(runs) do
-        each_chunk(run, function(chunk, first, last)
+    for _, run in ipairs(runs) do
+      each_chunk(run, function(chunk, first, last)
+        if claimant ~= '' then
           chunk.owners = chunk.owners .. string.format(' %.0f-%.0f %s', first, last, claimant)
-        end)
-      end
+        end
+        if id ~= '' then
+          chunk.holds = chunk.holds .. string.format(',%.0f-%.0f:%s', first, last, id)
+        end
+      end)
+    end
+    if claimant ~= '' then
       shares[claimant] = share_of(claimant) + size
     end
     if id == '' then
       return 0
     end
     local expires = math.floor(now / 1000000) + seconds + 1
-    redis.call('HSET', KEYS[1], 'hold:' .. id, string.format('held %.0f %.0f %.0f %.0f %s %s', epoch, sale.losses,
-      expires, size, claimant ~= '' and claimant or '-', text(runs)))
+    write(id, { epoch = epoch, expires = expires, size = size, claimant = claimant ~= '' and claimant or '-', runs = runs })
     push(expires, id)
     sale.held, altered = sale.held + size, true
     return expires
@@ -155,8 +189,8 @@ if sale or not settled or ARGV[20] == '1' then
     local outcome, begun, rest = string.match(record, '^(%S+) (%d+) (.*)$')
     local found = { outcome = outcome, epoch = tonumber(begun) }
     if outcome == 'held' then
-      local losses, expires, size, runs = string.match(rest, '^(%d+) (%d+) (%d+) %S+ (%S+)$')
-      found.expires, found.size, found.runs = tonumber(expires), tonumber(size), runs_of(runs)
+      local losses, expires, size, claimant, runs = string.match(rest, '^(%d+) (%d+) (%d+) (%S+) (%S+)$')
+      found.expires, found.size, found.claimant, found.runs = tonumber(expires), tonumber(size), claimant, runs_of(runs)
       found.open = found.epoch >= sale.began and tonumber(losses) == sale.losses
     else
       local till, size, runs = string.match(rest, '^(%d+) (%d+) (%S+)$')
@@ -165,9 +199,15 @@ if sale or not settled or ARGV[20] == '1' then
     return found
   end
 
-  local function write(id, found)
-    redis.call('HSET', KEYS[1], 'hold:' .. id, string.format('%s %.0f %.0f %.0f %s', found.outcome, found.epoch,
-      found.till, found.size, found.runs[1] and text(found.runs) or '-'))
+  -- A hold is none of those any more that chunks name.
+  local function unlist(id, runs)
+    for _, run in ipairs(runs) do
+      each_chunk(run, function(chunk)
+        chunk.holds = string.gsub(chunk.holds, ',%d+%-%d+:([^,]+)', function(other)
+          return other == id and '' or nil
+        end)
+      end)
+    end
   end
 
   -- Resolve a hold and keep its first numbers; the others go back, if the window is still its own.
@@ -185,6 +225,7 @@ if sale or not settled or ARGV[20] == '1' then
     end
     if found.epoch == epoch then
       sale.held = sale.held - found.size
+      unlist(id, found.runs)
     end
     moved, altered = moved + found.size, true
     found.outcome, found.runs, found.till = outcome, runs, second + RESOLVED
@@ -200,13 +241,14 @@ if sale or not settled or ARGV[20] == '1' then
       if found and found.open then
         due = due + found.size
         settle(id, found, 'expired', 0, found.expires)
+        done = done + 0.75
       end
       if found and found.till and found.till > second then
         push(found.till, id)
       else
         redis.call('HDEL', KEYS[1], 'hold:' .. id)
       end
-      altered, done = true, done + 1
+      altered, done = true, done + 0.25 -- most of the work is what goes back
     end
     more = sale.heap > 0 and sale.due <= second and sale.held > 0
   end
@@ -233,12 +275,39 @@ if sale or not settled or ARGV[20] == '1' then
     return found
   end
 
+  -- Take numbers that an operator gives back out of the holds that have them; one that has no others is released.
+  function take_out(wanted)
+    local met = {}
+    for _, run in ipairs(wanted) do
+      each_chunk(run, function(chunk, first, last)
+        for low, high, id in string.gmatch(chunk.holds, ',(%d+)%-(%d+):([^,]+)') do
+          met[id] = met[id] or tonumber(low) <= last and first <= tonumber(high)
+        end
+      end)
+    end
+    for id, meets in pairs(met) do
+      local found = meets and hold(id)
+      if found and found.open then
+        local runs = found.runs
+        found.runs = without(runs, wanted)
+        sale.held, found.size = sale.held - found.size + total(found.runs), total(found.runs)
+        if found.runs[1] then
+          write(id, found)
+        else
+          unlist(id, runs)
+          settle(id, found, 'released', 0, math.floor(now / 1000000))
+          sale.resolved = sale.resolved + 1
+        end
+      end
+    end
+  end
+
   -- Write what has changed.
   function keep()
     if altered then
       for index, chunk in pairs(chunks) do
         redis.call('HSET', KEYS[1], 'chunk:' .. index,
-          chunk.before .. ' ' .. (chunk.back[1] and text(chunk.back) or '-') .. chunk.owners)
+          chunk.before .. ' ' .. (chunk.back[1] and text(chunk.back) or '-') .. ' ' .. chunk.holds .. chunk.owners)
       end
       for claimant, share in pairs(shares) do
         if share > 0 then

@@ -23,8 +23,12 @@ if now > tonumber(ARGV[11]) then
   return 'LATE'
 end
 
+local function chosen(given, kept)
+  return given == '' and kept or given ~= '-' and given or ''
+end
+
 local how = ARGV[18]
-if ARGV[16] ~= '' and ARGV[16] ~= '-' and not window(ARGV[16], ARGV[17]) then
+if ARGV[16] ~= '' and ARGV[16] ~= '-' and not window(ARGV[16], chosen(ARGV[17], sale and sale.zone or '')) then
   return over -- before anything is kept
 end
 if how ~= 'restart' then
@@ -49,9 +53,6 @@ elseif missed then
   rule(0, '', '', true)
 end
 
-local function chosen(given, kept)
-  return given == '' and kept or given ~= '-' and given or ''
-end
 local each, every, zone = sale and sale.each or 0, sale and sale.every or '', sale and sale.zone or ''
 local new_limit, new_most, new_each = tonumber(ARGV[13]) or limit, tonumber(ARGV[14]) or most, tonumber(ARGV[15]) or each
 local new_every, new_zone = chosen(ARGV[16], every), chosen(ARGV[17], zone)

@@ -77,7 +77,7 @@ CLAIM, CLOCK, PUT, DELETE, RESOLVE, GIVE_BACK, LOOK = SCRIPTS = (
     *(Script(name, "counter", "holds") for name in ("put", "delete", "resolve", "give_back", "look")),
 )
 SOURCES: dict[object, bytes] = {script.digest: script.source for script in SCRIPTS}
-#: The place of a script's argument that has a window of the calendar at its end.
+#: The place of a script's argument that has windows of the calendar at its end.
 WINDOW = 8
 
 
@@ -137,10 +137,10 @@ class RedisStore:
             more: dict[str, Any] = {}
         else:
             *numbers, every, zone, capped = sale.decode().split(":")
-            each, ends, resolved, _, _, due, now, expired = map(int, numbers)
+            each, ends, resolved, held, _, due, now, expired = map(int, numbers)
             places = tuple(map(int, capped.split(","))) if capped else ()
             more = {"each": each, "every": every, "zone": zone, "ends": ends, "resolved": resolved, "due": due}
-            more |= {"now": now, "expired": expired, "capped": places}
+            more |= {"now": now, "expired": expired, "held": held, "capped": places}
         return Verdict(
             int(attempt),
             int(epoch),
@@ -194,11 +194,14 @@ class RedisStore:
         self._index(name)
         if outcome == b"none":
             return None, _counter(name, words)
-        resolution = msgspec.convert(outcome.decode(), Outcome), int(size), tuple(_runs(runs))
-        return Resolution(*resolution), _counter(name, words)
+        counter = msgspec.structs.replace(_counter(name, words), settled=outcome.endswith(b"+"))
+        became = msgspec.convert(outcome.decode().removesuffix("+"), Outcome)
+        return Resolution(became, int(size), tuple(_runs(runs))), counter
 
     async def give_back(self, name: str, word: Word, runs: Sequence[Run]) -> tuple[int, Counter]:
-        given, *words = await self._word(GIVE_BACK, name, word, _text(runs))
+        # Below 1 there are none.
+        wanted = _text([(max(0, first), max(0, last)) for first, last in runs])
+        given, *words = await self._word(GIVE_BACK, name, word, wanted)
         self._index(name)
         return int(given), _counter(name, words)
 
@@ -352,7 +355,7 @@ class RedisStore:
         known = (seen.epoch, seen.revision, seen.issued, seen.limit, seen.most, int(seen.deleted), seen.moved)
         more = ""
         if seen.each or seen.every or seen.resolved:
-            more = f"{seen.resolved} {seen.each} {seen.ends} {seen.every or '-'} {seen.zone or '-'} 0 0"
+            more = f"{seen.resolved} {seen.each} {seen.ends} {seen.every or '-'} {seen.zone or '-'}"
         return (*known, self._on_loss, more)
 
     async def _script(
@@ -370,9 +373,9 @@ class RedisStore:
                 break
             # Its window is over, and the server knows no time zones.
             now, every, zone = (word.decode() for word in words[1:])
-            found = window(every, zone.strip("-"), int(now))
-            seen = str(arguments[WINDOW]).split()[:-2] or ["0", "0", "0", "-", "-"]
-            arguments = (*arguments[:WINDOW], " ".join([*seen, *map(str, found)]), *arguments[WINDOW + 1 :])
+            begins, ends = window(every, zone.strip("-"), int(now))
+            more = f"{arguments[WINDOW] or '0 0 0 - -'} {every} {zone} {begins} {ends}"
+            arguments = (*arguments[:WINDOW], more, *arguments[WINDOW + 1 :])
         else:
             raise StoreUnavailable("the store's clock does not stay in a window")
         match words[0]:
