@@ -24,7 +24,6 @@ from pythonricing.counting.model import (
     HoldResolved,
     NoSuchCounter,
     NoSuchHold,
-    NoSuchNumber,
     Rules,
     StateLost,
     StoreError,
@@ -250,8 +249,6 @@ class Counters:
         runs = arguments.runs(runs)
         if total(runs) > MAX_NUMBERS:
             raise TooMany(MAX_NUMBERS)
-        if any(not 1 <= first <= last for first, last in runs):
-            raise NoSuchNumber
         lane = self._lanes.get(name)
         if lane is not None:
             lane.end_lease()

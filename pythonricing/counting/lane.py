@@ -585,7 +585,7 @@ class Lane:
                         continue
                     refused += 1
             if not answer.admitted and (replay is not None or verdict.each or verdict.ends or verdict.due):
-                answer = _when(answer, verdict, size, claim.key is not None)
+                answer = _when(answer, verdict, size, replay is not None)
             if not given_up:
                 future.set_result(answer)
         self.see(verdict.seen)
@@ -631,7 +631,7 @@ class Lane:
             future.set_exception(type(error)(*error.args))
 
 
-def _when(refusal: Answer, verdict: Verdict, size: int, keyed: bool = False) -> Answer:
+def _when(refusal: Answer, verdict: Verdict, size: int, remembered: bool = False) -> Answer:
     """The refusal of a claim of this size with when waiting may help, and how many one claimant may have.
 
     Whose the holds are that may expire isn't known here: where a claimant's share refuses, only a renewal surely helps.
@@ -642,9 +642,9 @@ def _when(refusal: Answer, verdict: Verdict, size: int, keyed: bool = False) -> 
     taken = verdict.before + total(verdict.runs)
     if verdict.due and not capped and taken - verdict.held + size <= limit:
         due = max(0.001, verdict.due - verdict.now / 1e6)
-        if keyed:  # until it is forgotten, the key gets this refusal again
+        if remembered:  # until it is forgotten, the key gets this refusal again
             due = max(due, REFUSED_KEY_SECONDS)
         again = min(again or due, due)
-    elif keyed and not capped and taken + size <= limit:
+    elif remembered and not capped and taken + size <= limit:
         again = REFUSED_KEY_SECONDS
     return msgspec.structs.replace(refusal, each=each, resets=resets, retry_after=again)

@@ -235,7 +235,6 @@ def _judge_keys(scene: Scene) -> None:
         assert before.end is not None
         began, ended = min(op.start, before.start), max(op.end, before.end)
         reset = any(start <= ended and began <= end for start, end in resets.get(op.name, ()))
-        reset = reset or any(began <= at <= ended for at in history.resets.get(op.name, ()))
         if before.answer[1] != op.answer[1] and not reset:
             history.object("one key, one admission", op.name, f"{op}, but first {before}")
 

@@ -690,15 +690,17 @@ class Observer:
                 self._judge_key(call, call.node, key, last, replayed)
 
     def _judge_key(self, call: Call, node: Ghost, key: str, last: int, replayed: bool) -> None:
-        """A key's admission is the first one of its era that the store knows of."""
+        """A key's admission is the first one since the last reset that the store knows of, in whichever window."""
         era, first = call.first_uses.get(key, ((-1, 0), 0))
-        if era < node.era:
+        if era[0] < node.era[0]:
             self._set(self.primary, f"ghost:{call.name}:key:{key}".encode(), b"%d %d %d" % (*node.era, last))
             if replayed and first == last and era[0] >= 0 and not self.losses:
-                given = any(grant.era == node.era and grant.low <= last <= grant.high for grant in self._history.grants)
+                given = any(
+                    grant.era[0] == node.era[0] and grant.low <= last <= grant.high for grant in self._history.grants
+                )
                 if not given:
                     self._history.object("a reset forgets keys", call.name, f"key {key} got {last} of before it again")
-        elif era == node.era and first != last:
+        elif era[0] == node.era[0] and first != last:
             self._history.object("one key, one admission", call.name, f"key {key} got {first} first, and now {last}")
 
 

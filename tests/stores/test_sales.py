@@ -249,7 +249,7 @@ def test_a_zone_that_this_machine_does_not_know_keeps_claims_from_its_counter_on
             for act in (
                 counters.read(name),
                 counters.give_back(name, [(1, 1)]),
-                counters.confirm(name, "a-hold"),
+                counters.confirm(name, "h" * 22),
                 counters.delete(name),
                 counters.restart(name),
             ):
