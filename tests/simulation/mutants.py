@@ -107,6 +107,11 @@ MUTANTS = {
     "record of another epoch believed": Mutant(
         store.CLAIM, "new = tonumber(since) < (sale and was == '1' and sale.began or epoch)", "new = false"
     ),
+    "key ends with its window": Mutant(
+        store.CLAIM,
+        "new = tonumber(since) < (sale and was == '1' and sale.began or epoch)",
+        "new = tonumber(since) < epoch",
+    ),
     "record not believed": Mutant(
         store.CLAIM, "new = tonumber(since) < (sale and was == '1' and sale.began or epoch)", "new = true"
     ),

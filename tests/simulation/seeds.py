@@ -68,6 +68,7 @@ NOTICED_AT: dict[str, int] = {
     "halt cache kept after a change": 2,
     "halted while a lease is out": -19,
     "held runs forgotten": 0,
+    "key ends with its window": 7,
     "lease kept through a loss": -251,
     "lease kept under another revision": 0,
     "lease kept without its connection": -2,
