@@ -719,7 +719,7 @@ class Wire(asyncio.Transport):
         return default
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(history=sales(RENEWALS))
 def test_scripts_do_as_the_model_does_while_time_passes(history: list[Step]) -> None:
     _unfold_on_scripts(history)
@@ -808,7 +808,7 @@ def test_procedures_do_as_the_model_does_while_time_passes(timed_postgres: Postg
             assert await store.listed() == await model.listed()
             await store.forget()
 
-        @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
         @given(history=sales(RENEWALS))
         def unfolds(history: list[Step]) -> None:
             runner.run(unfold(history))
