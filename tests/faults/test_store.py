@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loadtests.rig.judge import judge
-from loadtests.rig.load import COUNTERS, Load, put_counters, until_sold_out
+from loadtests.rig.load import COUNTERS, Load, put_counters, sold_out, until_sold_out
 from loadtests.rig.victims import RedisVictim
 from loadtests.rig.waiting import PATIENCE, wait_until
 
@@ -55,6 +55,8 @@ def test_connections_closed_every_50_ms_go_unnoticed(victim: Victim, service: Ca
 
     with every(0.05, drop) as times:
         wait_until(lambda: len(times) > 20, "twenty losses of all connections")
+    wait_until(lambda: sold_out(load.history), "every counter to be sold out")
+    load.stop()
     history = until_sold_out(load, running, limit)
     judge(history, running, limit=limit, statuses={200, 429})
 
