@@ -91,9 +91,9 @@ def test_the_readme_has_every_promise() -> None:
 def test_the_figures_of_the_readme_stand_in_the_pages() -> None:
     rows = re.findall(r"^\|[^|]+\|([^|]*\d[^|]*)\|", (ROOT / "README.md").read_text().split("## Figures")[1], re.M)
     told = "".join(page.read_text() for page in pages() if page.parent.name == "docs")
-    figures = re.findall(r"\d[\d,]*\.?\d+", "".join(rows))
+    figures = set(re.findall(r"\d[\d,]*\.?\d+", "".join(rows)))
     assert figures
-    assert [figure for figure in figures if not re.search(rf"(?<![\d,.]){re.escape(figure)}(?![\d]|[,.]\d)", told)] == []
+    assert figures <= set(re.findall(r"\d[\d,]*\.?\d+", told))
 
 
 def test_the_version_is_said_once() -> None:
