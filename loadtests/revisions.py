@@ -5,11 +5,11 @@ from __future__ import annotations
 import atexit
 import shutil
 import subprocess
-import tarfile
 import tempfile
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 from loadtests.rig.processes import Unavailable
 
@@ -20,13 +20,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def checkout(revision: str) -> Path:
     """The files of a revision, as git has them. Raises Unavailable where there is none of that name."""
     try:
-        archive = subprocess.run(["git", "-C", ROOT, "archive", resolve(revision)], capture_output=True, check=True)
+        archive = subprocess.run(
+            ["git", "-C", ROOT, "archive", "--format=zip", resolve(revision)], capture_output=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         raise Unavailable(f"git can't bring revision {revision}: {error}") from None
     folder = tempfile.mkdtemp(prefix="loadtests-revision-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
-        files.extractall(folder, filter="data")
+    with ZipFile(BytesIO(archive.stdout)) as files:
+        files.extractall(folder)
     return Path(folder)
 
 

@@ -19,10 +19,6 @@ def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = 
     `replicas` is how many of a Redis or Valkey must confirm a change, 0 for other stores; `on_loss` is that setting.
     Raises StoreURLError for a URL that can't be used and for a driver that isn't installed.
     """
-    try:
-        urlsplit(url)
-    except ValueError as error:  # half an IPv6 address
-        raise StoreURLError(f"{without_password(url)}: {error}") from None
     match url.partition("://")[0]:
         case "memory":
             from pythonricing.stores.memory import MemoryStore
@@ -38,6 +34,10 @@ def create_store(url: str, timeout: float, replicas: int = 0, on_loss: OnLoss = 
             except ImportError:
                 raise StoreURLError("PostgreSQL needs its driver: pip install 'pythonricing[postgres]'") from None
 
+            try:
+                urlsplit(url)
+            except ValueError as error:  # half an IPv6 address
+                raise StoreURLError(f"{without_password(url)}: {error}") from None
             return PostgresStore(url, timeout, on_loss)
         case scheme:
             raise StoreURLError(f"no store is known for {scheme}://")

@@ -20,7 +20,7 @@ from pythonricing.counting.model import (
 )
 from pythonricing.counting.store import trouble
 from pythonricing.stores import create_store
-from pythonricing.stores.redis.url import read_sentinel
+from pythonricing.stores.redis.url import read_cluster, read_sentinel
 from tests.stores.support import (
     assert_once_each,
     batch,
@@ -80,6 +80,12 @@ def test_a_url_names_sentinels_with_their_usual_port_and_passes_options_on() -> 
     assert options.data.tls is not None
     assert options.data.tls.verify_mode == ssl.CERT_NONE
     assert options.data.tls_words == {"ssl": True, "ssl_cert_reqs": "none"}
+
+
+def test_a_url_of_a_cluster_names_addresses_of_every_kind() -> None:
+    options = read_cluster("redis+cluster://u:p@a,[::1]:7,[fe80::2]?eviction=allowed")
+    assert options.seeds == [("a", 6379), ("::1", 7), ("fe80::2", 6379)]
+    assert (options.data.username, options.data.password, options.data.eviction) == ("u", "p", True)
 
 
 def test_users_and_passwords_of_servers_and_sentinels_are_apart(sentinels: Callable[..., SentinelServers]) -> None:

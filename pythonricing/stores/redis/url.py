@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 import msgspec
 from redis.asyncio.connection import parse_url
@@ -99,10 +100,10 @@ def read(url: str, where: str | None = None) -> Options:
     """Read `redis://`, `rediss://` and `unix://`. Raises StoreURLError, which calls the store `where`."""
     where = where or without_password(url)
     scheme = url.partition("://")[0]
-    db = urlsplit(url).path.strip("/")
-    if scheme != "unix" and db and not db.isdecimal():  # redis-py would take database 0
-        raise StoreURLError(f"{where}: after the host only the number of a database may follow")
     try:
+        db = urlsplit(url).path.strip("/")
+        if scheme != "unix" and db and not db.isdecimal():  # redis-py would take database 0
+            raise StoreURLError(f"{where}: after the host only the number of a database may follow")
         words: dict[str, Any] = dict(parse_url(url))
         words.pop("connection_class", None)
         place = {"path"} if scheme == "unix" else {"host", "port"}
@@ -146,7 +147,8 @@ def read_sentinel(url: str) -> SentinelOptions:
     User and password are the data servers'; the Sentinels' own are the options `sentinel_username` and
     `sentinel_password`. The other options are those of `read`. `rediss+sentinel://` is TLS to both.
     """
-    where, parts = without_password(url), urlsplit(url)
+    where, netloc, parts = without_password(url), *_split(url)
+    sentinels = _addresses(netloc, 26379, where)
     service, _, db = parts.path.removeprefix("/").partition("/")
     if not service:
         raise StoreURLError(f"{where}: the path must name the service, as in /mymaster")
@@ -156,24 +158,33 @@ def read_sentinel(url: str) -> SentinelOptions:
     own = {name: value for name, value in query if name.startswith("sentinel_")}
     if unknown := own.keys() - {"sentinel_username", "sentinel_password"}:
         raise StoreURLError(f"{where}: there is no option {min(unknown)}")
-    sentinels = _addresses(parts.netloc, 26379, where)
     rest = urlencode([(name, value) for name, value in query if name not in own])
-    user, at, _ = parts.netloc.rpartition("@")
+    user, at, _ = netloc.rpartition("@")
     data = read(f"{parts.scheme.partition('+')[0]}://{user}{at}sentinel/{db}?{rest}", where)
     return SentinelOptions(service, sentinels, own.get("sentinel_username"), own.get("sentinel_password"), data)
 
 
 def read_cluster(url: str) -> ClusterOptions:
     """Read `redis+cluster://[user:password@]host:port,host:port[?options]`: any of its nodes. Raises StoreURLError."""
-    where, parts = without_password(url), urlsplit(url)
+    where, netloc, parts = without_password(url), *_split(url)
     if parts.path.strip("/"):
         raise StoreURLError(f"{where}: a cluster has no databases or services to choose by a path")
-    seeds = _addresses(parts.netloc, 6379, where)
-    user, at, _ = parts.netloc.rpartition("@")
+    seeds = _addresses(netloc, 6379, where)
+    user, at, _ = netloc.rpartition("@")
     data = read(f"{parts.scheme.partition('+')[0]}://{user}{at}cluster?{parts.query}", where)
     if data.db:
         raise StoreURLError(f"{where}: a cluster has no databases")
     return ClusterOptions(seeds, data)
+
+
+def _split(url: str) -> tuple[str, SplitResult]:
+    """The servers that a URL names, with user and password, and the URL without them.
+
+    With several of which one is an IPv6 address urlsplit refuses it whole, since CPython 3.11.12, 3.12.9 and 3.13.2.
+    """
+    scheme, _, rest = url.partition("://")
+    netloc = re.split("[/?#]", rest, maxsplit=1)[0]
+    return netloc, urlsplit(f"{scheme}://{rest[len(netloc) :]}")
 
 
 def _addresses(netloc: str, port: int, where: str) -> list[tuple[str, int]]:
