@@ -51,6 +51,8 @@ MAX_WAITING = 16_384
 MAX_LANES = 65_536
 #: Seconds after which a worker asks whether whoever made a claim still waits for it.
 ASK_SECONDS = 0.25
+#: Seconds that claims get at the end for which nobody waits any more, since the server has cut them off.
+UNWANTED_SECONDS = 1.0
 #: Counters of which a worker tells a store that was connected again what it has seen of them.
 MAX_TOLD = 1000
 #: Seconds after which the limit of the settings is tried again.
@@ -122,7 +124,8 @@ class Counters:
             lane.end_lease()
         tasks = [lane.task for lane in self._worker.busy if lane.task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=self._timeout)
+            wanted = any(lane.wanted for lane in self._worker.busy)
+            await asyncio.wait(tasks, timeout=self._timeout if wanted else min(self._timeout, UNWANTED_SECONDS))
         for lane in self._worker.busy:
             if lane.in_flight:
                 self._journal.in_doubt(lane.name, lane.in_flight)
@@ -174,10 +177,13 @@ class Counters:
         """The counters that this worker remembers."""
         return set(self._lanes)
 
-    async def browse(self, limit: int, after: str = "") -> list[Counter]:
-        """The first `limit` counters by name after `after`, as the store has them. Raises StoreUnavailable."""
+    async def browse(self, limit: int, after: str = "", *, reachable_only: bool = False) -> list[Counter]:
+        """The first `limit` counters by name after `after`, as the store has them. Raises StoreUnavailable.
+
+        With `reachable_only` those are left out whose server doesn't answer while others do.
+        """
         async with self._answered():
-            counters = await self._store.browse(limit, after)
+            counters = await self._store.browse(limit, after, reachable_only=reachable_only)
         for counter in counters:
             if counter.expired:
                 self._journal.expired(counter.name, counter.expired)

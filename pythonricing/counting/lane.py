@@ -291,6 +291,11 @@ class Lane:
         return self.task is None and not self.lost and not self.lease.left and not self.lease.back
 
     @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return any(not claim.future.done() for claim in chain(self._in_flight, self._waiting))
+
+    @property
     def in_flight(self) -> int:
         """Claims in the batch that is on its way."""
         return len(self._in_flight)

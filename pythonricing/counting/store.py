@@ -94,16 +94,18 @@ class Store(Protocol):
     async def delete(self, name: str, word: Word) -> Seen:
         """Forget a counter and remember that it was deleted. Raises NoSuchCounter too."""
 
-    async def browse(self, limit: int, after: str = "") -> list[Counter]:
+    async def browse(self, limit: int, after: str = "", *, reachable_only: bool = False) -> list[Counter]:
         """The first `limit` counters by name whose names come after `after`, lost ones too; doesn't create any.
 
+        With `reachable_only` those are left out whose server doesn't answer while others do; else it is waited for.
         One whose window is over, and whose next one this machine can't tell, is as it was (see ZoneUnknown).
         """
 
     async def inspect(self) -> dict[str, dict[str, str]]:
         """What its servers say of themselves, by server and by their own names for it: for people, not for decisions.
 
-        `clock` is how many microseconds their clock is ahead of this machine's.
+        `clock` is how many microseconds their clock is ahead of this machine's. Nothing is said of one that doesn't
+        answer while others do.
         """
 
 

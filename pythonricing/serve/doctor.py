@@ -81,6 +81,9 @@ def _store(opened: Opening) -> Iterator[Finding]:
         return
     yield Finding("store", "ok", f"{shown} answers")
     for server, words in told.items():
+        if not words:
+            yield Finding(server, "bad", "does not answer", "see that it runs, or that a replica takes its place")
+            continue
         yield from _postgres(words) if "synchronous_commit" in words else _redis(server, words, opened)
         clock = int(words["clock"])
         says = f"{abs(clock) / 1e6:.3f} s {'ahead of' if clock > 0 else 'behind'} this machine's"

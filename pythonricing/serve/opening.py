@@ -125,7 +125,7 @@ def opening(*, serving: bool = False, **options: str | None) -> Iterator[Opening
 
 async def _no_such_counter(store: Store, name: str | None) -> str:
     """That there is no such counter, and which ones have names like it."""
-    names = [counter.name for counter in await store.browse(MAX_NEAR)]
+    names = [counter.name for counter in await store.browse(MAX_NEAR, reachable_only=True)]
     near = difflib.get_close_matches(name or "", names)
     return f"there is no counter {name}" + (f"; near it: {', '.join(near)}" if near else "")
 

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP with bounds for the head of a request, in time and bytes, which Granian has and uvicorn has not."""
+"""uvicorn's HTTP with bounds that Granian has and uvicorn has not: for heads, and for requests that are sent ahead."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from asyncio import TimerHandle, Transport
 
 
+#: Requests of a connection that may wait for the answer to an earlier one.
+MAX_PIPELINED = 16
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Protocol(HttpToolsProtocol):
-    """Closes a connection that says nothing, only half a head, or a head without an end.
+    """Closes a connection that says nothing, only half a head, a head without an end, or far more than is answered.
 
     Between requests uvicorn's own keep-alive time-out does so, until the first byte of the next one. A request whose
     head comes in one piece costs no timer.
@@ -41,6 +43,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._lift()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.pipeline.clear()  # none of them has begun, so none counts
+            self.transport.abort()
+            raise ConnectionAbortedError("too many requests were sent ahead")  # ends the parser's work
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

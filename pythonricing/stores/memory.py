@@ -270,7 +270,7 @@ class MemoryStore:
         self._states[name] = State(state.epoch, state.revision + 1, 0, 0, base=ALL, deleted=True, began=state.epoch)
         return self._said(name, word, Seen(state.epoch, state.revision + 1, 0, 0, deleted=True))
 
-    async def browse(self, limit: int, after: str = "") -> list[Counter]:
+    async def browse(self, limit: int, after: str = "", *, reachable_only: bool = False) -> list[Counter]:
         states = self._states.items()
         names = sorted(name for name, state in states if name > after and (state.lost or not state.deleted))[:limit]
         shown = []

@@ -100,7 +100,7 @@ class Snapshot:
         try:
             while len(read) < MAX_READ:
                 async with asyncio.timeout(PAGE_SECONDS):
-                    page = await self._counters.browse(PAGE, read[-1].name if read else "")
+                    page = await self._counters.browse(PAGE, read[-1].name if read else "", reachable_only=True)
                 read += page
                 if len(page) < PAGE:
                     break

@@ -9,7 +9,8 @@ import pytest
 
 from loadtests.rig.load import Load, put_counters
 from loadtests.rig.victims import RedisVictim
-from pythonricing.counting.counters import Counters
+from loadtests.rig.waiting import PATIENCE
+from pythonricing.counting.counters import UNWANTED_SECONDS, Counters
 from pythonricing.counting.journal import Journal
 from pythonricing.counting.lane import RESEND_SECONDS
 from pythonricing.counting.model import RECEIPT_SECONDS, NoSuchCounter, StateLost
@@ -44,6 +45,31 @@ class Slow(MemoryStore):
             return await super().claim(batch)
         finally:
             self.on_their_way -= 1
+
+
+def test_closing_waits_for_claims_that_somebody_waits_for_and_hardly_for_others() -> None:
+    async def scenario() -> None:
+        store = Slow()
+        counters = Counters(store, Journal(), timeout=10 * PATIENCE)
+        await counters.open()
+        store.gate.clear()
+        cut_off = counters.claim("default")
+        await asyncio.sleep(0.01)
+        cut_off.cancel()  # as a server's time to stop is over
+        await asyncio.wait_for(counters.close(), PATIENCE)
+
+        store = Slow()
+        counters = Counters(store, Journal(), timeout=10 * PATIENCE)
+        await counters.open()
+        store.gate.clear()
+        claim = counters.claim("default")
+        closing = asyncio.ensure_future(counters.close())
+        await asyncio.sleep(2 * UNWANTED_SECONDS)
+        store.gate.set()
+        assert (await claim).admitted
+        await closing
+
+    asyncio.run(scenario())
 
 
 def test_a_lost_counter_that_is_deleted_while_a_batch_is_on_its_way() -> None:

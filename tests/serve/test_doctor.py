@@ -58,9 +58,17 @@ def test_what_a_redis_should_do_otherwise_is_said(redis_server: Callable[..., Re
     assert (status, found[f"{node} replicas"]["state"]) == (1, "bad")
 
 
-def test_every_shard_of_a_cluster_is_examined(clusters: Callable[..., ClusterServers], tmp_path: Path) -> None:
-    _, found = examine(tmp_path, store=clusters("--appendfsync", "no").url)
+def test_every_shard_of_a_cluster_is_examined_and_one_that_is_away_is_named(
+    clusters: Callable[..., ClusterServers], tmp_path: Path
+) -> None:
+    servers = clusters("--appendfsync", "no", "--cluster-require-full-coverage", "no")
+    _, found = examine(tmp_path, store=servers.url)
     assert sum(subject.endswith(" version") for subject in found) == 3
+    away = servers.servers[1]
+    away.kill()
+    status, found = examine(tmp_path, store=servers.url)
+    assert (status, found[f"127.0.0.1:{away.port}"]["state"]) == (1, "bad")
+    assert sum(subject.endswith(" version") for subject in found) == 2
 
 
 def test_a_redis_that_does_not_tell_its_configuration(redis_server: Callable[..., RedisServer], tmp_path: Path) -> None:

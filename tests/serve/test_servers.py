@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import yaml
 from granian.cli import cli as granian_cli
@@ -202,3 +203,35 @@ def test_a_head_of_megabytes_is_not_read(
 
     assert asyncio.run(run())[:12] in (b"", b"HTTP/1.1 431")
     assert running.get("/", "POST", X_A="a" * 30_000)[0] == 200
+
+
+@pytest.mark.parametrize("command", ["serve", "serve-uvicorn"])
+def test_requests_sent_ahead_without_end_take_neither_memory_nor_numbers(
+    command: str, empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    requests, clients = 12_000, 20
+    running = service(empty_valkey.url, "/readyz", command=command, workers=1, admin_token="let-me")
+    running.get("/counters/a", "PUT", b'{"limit": 1000000}', authorization="Bearer let-me")
+
+    def resident() -> int:
+        assert running.process is not None
+        process = psutil.Process(running.process.pid)
+        return max(int(each.memory_info().rss) for each in [process, *process.children(recursive=True)])
+
+    async def run() -> int:
+        writers = []
+        for _ in range(clients):  # none of them reads
+            _, writer = await asyncio.open_connection("127.0.0.1", running.port, limit=1)
+            writer.write(b"POST /counters/a HTTP/1.1\r\nHost: a\r\n\r\n" * requests)
+            writers.append(writer)
+        assert (await hammer(running.port, 1, [1] * 20, "/")).statuses() == {200: 20}
+        grown = resident()
+        for writer in writers:
+            writer.close()
+        return grown
+
+    before = resident()
+    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) < before + 50_000_000
+    count = running.get("/counters/a")[1]["count"]
+    if command == "serve-uvicorn":  # closed before they were begun
+        assert count < clients * requests

@@ -108,11 +108,11 @@ def test_reading_many_counters_takes_a_bounded_share_of_the_time(monkeypatch: py
         reads: list[Any] = []
         browse = counters.browse
 
-        async def counting(*arguments: Any) -> Any:
+        async def counting(*arguments: Any, **options: Any) -> Any:
             reads.append(arguments)
-            return await browse(*arguments)
+            return await browse(*arguments, **options)
 
-        counters.browse = counting  # type: ignore[method-assign, assignment]
+        counters.browse = counting  # type: ignore[method-assign]
         number = 0
         for _ in range(5):
             number, _ = await told(feed, number)

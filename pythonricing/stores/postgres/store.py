@@ -292,7 +292,7 @@ class PostgresStore:
     async def delete(self, name: str, word: Word) -> Seen:
         return _deletion(await self._say(DELETE, name, word))
 
-    async def browse(self, limit: int, after: str = "") -> list[Counter]:
+    async def browse(self, limit: int, after: str = "", *, reachable_only: bool = False) -> list[Counter]:
         row = await self._run(BROWSE, limit, after)
         columns = ("names", "lost", "told", "stale")
         counters = []

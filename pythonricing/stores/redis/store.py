@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib import resources
 from itertools import groupby
@@ -42,7 +42,7 @@ from pythonricing.stores.redis.pipeline import ignore
 from pythonricing.stores.redis.routes import route_to
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from pythonricing.counting.model import Action, Batch, How, Run, Word
     from pythonricing.settings import OnLoss
@@ -205,40 +205,43 @@ class RedisStore:
         self._index(name)
         return int(given), _counter(name, words)
 
-    async def browse(self, limit: int, after: str = "") -> list[Counter]:
+    async def browse(self, limit: int, after: str = "", *, reachable_only: bool = False) -> list[Counter]:
         counters: list[Counter] = []
         while wanted := limit - len(counters):
             start = f"({after}" if after else "-"
-            listed = await self._ask(INDEX, "ZRANGE", INDEX, start, "+", "BYLEX", "LIMIT", 0, wanted)
+            listed = await self._ask(
+                INDEX, "ZRANGE", INDEX, start, "+", "BYLEX", "LIMIT", 0, wanted, reachable_only=reachable_only
+            )
             if listed is None:  # without the index's server, those that this worker has used lately
                 names = sorted(name for name in self._indexed if name > after)[:wanted]
             else:
                 names = [name.decode() for name in listed]
-            counters += await self._named(names)
+            counters += await self._named(names, reachable_only)
             if len(names) < wanted:
                 break
             after = names[-1]
         return counters
 
-    async def _named(self, names: list[str]) -> list[Counter]:
-        """Those of these counters that there are, as far as their servers answer; others leave the index."""
+    async def _named(self, names: list[str], reachable_only: bool) -> list[Counter]:
+        """Those of these counters that there are; others leave the index. See browse."""
         counters = []
-        for name, counter in zip(names, await asyncio.gather(*map(self._look, names)), strict=True):
+        looked = await asyncio.gather(*(self._look(name, reachable_only) for name in names))
+        for name, counter in zip(names, looked, strict=True):
             if isinstance(counter, Counter):
                 counters.append(counter)
             elif counter:
                 self._forget(name)
         return counters
 
-    async def _look(self, name: str) -> Counter | bool:
+    async def _look(self, name: str, reachable_only: bool) -> Counter | bool:
         """A counter as it is, lost or not; or whether it is certain that it is gone."""
         try:
-            async with asyncio.timeout(self._timeout / 2 if self._route.spread else None):
-                return await reread(partial(self._listed, name))
+            async with self._patience(name, reachable_only):
+                return await reread(lambda: self._listed(name))
         except NoSuchCounter:
             return True
-        except (StoreUnavailable, TimeoutError):
-            if self._route.spread:
+        except StoreUnavailable:
+            if reachable_only and self._route.spread:
                 return False
             raise
 
@@ -255,19 +258,26 @@ class RedisStore:
         return msgspec.structs.replace(_counter(name, words), lost=lost == b"1")
 
     async def inspect(self) -> dict[str, dict[str, str]]:
-        found: dict[str, dict[str, str]] = {}
-        for name in map(str, range(INSPECTED)):  # some are on each shard
-            server = self.server_of(name)
-            if server in found or (info := await self._ask(name, "INFO")) is None:
-                continue
-            found[server] = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-            for setting in ("appendonly", "appendfsync", "dir"):
-                with suppress(StoreError):  # managed services don't tell
-                    if reply := await self._ask(name, "CONFIG", "GET", setting):
-                        found[server][setting] = reply[-1].decode()
-            before = time.time()
-            found[server]["clock"] = str(await self.clock(name) - int((before + time.time()) / 2 * 1e6))
-        return found
+        names = {self.server_of(name): name for name in map(str, range(INSPECTED))}  # some are on each shard
+        return dict(zip(names, await asyncio.gather(*map(self._inspect, names.values())), strict=True))
+
+    async def _inspect(self, name: str) -> dict[str, str]:
+        """What the server of this name says; nothing if it doesn't answer while others do."""
+        try:
+            async with asyncio.timeout(self._timeout / 2 if self._route.spread else None):
+                info = await self._ask(name, "INFO")
+                found = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+                for setting in ("appendonly", "appendfsync", "dir"):
+                    with suppress(StoreRejected):  # managed services don't tell
+                        if reply := await self._ask(name, "CONFIG", "GET", setting):
+                            found[setting] = reply[-1].decode()
+                before = time.time()
+                found["clock"] = str(await self.clock(name) - int((before + time.time()) / 2 * 1e6))
+                return found
+        except (StoreUnavailable, TimeoutError):
+            if self._route.spread:
+                return {}
+            raise
 
     def _connected(self) -> None:
         self._indexed.clear()
@@ -304,19 +314,32 @@ class RedisStore:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ask(self, name: str, *command: str | int) -> Any:
-        """Send a command that reads. Returns None where the server of `name` doesn't answer and others do."""
+    async def _ask(self, name: str, *command: str | int, reachable_only: bool = False) -> Any:
+        """Send a command that reads. None where the server of `name` doesn't answer, if others do and may be enough."""
         try:
-            async with asyncio.timeout(self._timeout / 2 if self._route.spread else None):
+            async with self._patience(name, reachable_only):
                 pipeline = self._route.pipeline(name)
                 reply = await pipeline.call(*command)
                 if isinstance(reply, hiredis.ReplyError):
                     reply = await self._again(name, command, reply, pipeline)
                 return reply
-        except (StoreUnavailable, TimeoutError):
-            if self._route.spread:
+        except StoreUnavailable:
+            if reachable_only and self._route.spread:
                 return None
             raise
+
+    @asynccontextmanager
+    async def _patience(self, name: str, reachable_only: bool) -> AsyncIterator[None]:
+        """How long the server of a counter is waited for: where others are asked too, not for all of the time-out."""
+        if not (reachable_only and self._route.spread):
+            await self.ready(name)
+            yield
+            return
+        try:
+            async with asyncio.timeout(self._timeout / 2):
+                yield
+        except TimeoutError:
+            raise StoreUnavailable(f"{self.server_of(name)} did not answer in time") from None
 
     async def _claim(
         self,
