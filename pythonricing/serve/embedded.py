@@ -189,7 +189,7 @@ class Keeper:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
-            if _ask(self._path, "PING"):
+            if _lives(self._path):
                 return None  # it has no lock, but it lives, and starting another would take its socket away
             return subprocess.Popen(
                 self._command(),
@@ -300,6 +300,19 @@ def _die_with(parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return ask
+
+
+def _lives(path: Path) -> bool:
+    """Whether a process listens at this socket, however long it takes to answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        try:
+            client.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:  # it doesn't even accept connections
+            pass
+        return True
 
 
 def _ask(path: Path, command: str) -> bytes:

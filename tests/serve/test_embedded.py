@@ -17,6 +17,8 @@ from loadtests.rig.clients import hammer
 from loadtests.rig.redis import RedisServer, redis_programs
 from loadtests.rig.service import Service, environment
 from loadtests.rig.waiting import wait_until
+from pythonricing.serve import embedded
+from pythonricing.serve.embedded import EmbeddedError, embedded_valkey
 from tests.serve.commands import PROGRAM, processes_of, run
 
 if TYPE_CHECKING:
@@ -122,6 +124,20 @@ def test_a_store_that_is_still_reading_its_file_is_shared(tmp_path: Path) -> Non
     finally:
         process.terminate()
         process.wait()
+
+
+def test_a_store_that_takes_long_to_answer_keeps_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(embedded, "PATIENCE", 3.0)
+    folder = tmp_path / "pythonricing"
+    path = folder / "valkey.sock"
+    store = RedisServer(folder, None, "--unixsocket", str(path)).start()
+    store.pause()
+    with pytest.raises(EmbeddedError, match="does not answer"), embedded_valkey(lambda: None):
+        pass
+    store.resume()
+    assert run("status", home=tmp_path)[1] == "default: 0 of 100\n"
+    store.stop()
 
 
 def refuse_writes(home: Path) -> None:
