@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from pythonricing.counting import arguments
 from pythonricing.counting.arguments import whole
 from pythonricing.counting.counters import Counters
 from pythonricing.counting.model import MAX_NUMBERS, NAME, StoreURLError
-from pythonricing.settings import MAX_COUNT, NO_REPLICAS
+from pythonricing.settings import MAX_COUNT, NO_REPLICAS, Settings
 from pythonricing.stores import create_store
 from pythonricing.telemetry.claim_log import ClaimLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from pythonricing.counting.journal import Journal
     from pythonricing.counting.model import Answer, Counter, Resolution, Run
     from pythonricing.settings import OnLoss
 
@@ -41,17 +45,24 @@ async def open_counters(
     seconds of its own demand that it takes ahead, 0: nothing. Each process opens its own, after it was forked.
 
     Doesn't wait for the store. Raises StoreURLError for a URL that can't be used and for a driver that isn't
-    installed, ValueError for a time that can't be. The end waits for the claims on their way.
+    installed, ValueError for what the settings don't take, TypeError for a URL that is no string. The end waits for the
+    claims on their way.
     """
-    if not store_timeout > 0 or not halt_cache >= 0 or not lease >= 0:
-        raise ValueError("store_timeout must be above 0, halt_cache and lease not below it, all in seconds")
-    if store_replicas and url.partition("://")[0] in NO_REPLICAS:
+    options = {
+        "store_timeout": store_timeout,
+        "store_replicas": store_replicas,
+        "on_loss": on_loss,
+        "halt_cache": halt_cache,
+        "lease": lease,
+    }
+    msgspec.convert(options, Settings)
+    if arguments.text("url", url).partition("://")[0] in NO_REPLICAS and store_replicas:
         raise StoreURLError(f"{url.partition('://')[0]}:// has no replicas that confirm")
     claim_log = ClaimLog(None, requests=False)
     store = create_store(url, store_timeout, store_replicas, on_loss)
     counters = Counters(store, claim_log, timeout=store_timeout, halt_cache=halt_cache, lease=lease)
     await counters.open()
-    opened = OpenCounters(counters)
+    opened = OpenCounters(counters, claim_log)
     try:
         yield opened
     finally:
@@ -68,8 +79,9 @@ class OpenCounters:
     `claim` also StoreRejected, if the store answered with an error. All of the store's are StoreErrors.
     """
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, journal: Journal) -> None:
         self._counters = counters
+        self._journal = journal
         self.closed = False
 
     async def claim(
@@ -97,7 +109,14 @@ class OpenCounters:
         hold, claimant = arguments.wish(hold, claimant)
         if (hold or claimant) and n > MAX_NUMBERS:
             raise ValueError(f"a claim with hold or claimant takes at most {MAX_NUMBERS}")
-        return await self._for(name).claim(name, n, key, hold=hold, claimant=claimant)
+        claiming = self._for(name).claim(name, n, key, hold=hold, claimant=claimant)
+        try:
+            return await claiming
+        except asyncio.CancelledError:
+            # Answered, but not yet told when it was cancelled. A key finds its answer again, which may be an older one.
+            if key is None and not claiming.cancelled() and claiming.done() and claiming.exception() is None:
+                self._orphan(name, n, claiming.result())
+            raise
 
     async def confirm(self, name: str, hold: str, n: int | None = None) -> Resolution:
         """Make a hold's numbers, or the first n of them, its claimant's for good; the others go back.
@@ -156,6 +175,12 @@ class OpenCounters:
     async def delete(self, name: str) -> None:
         """Forget a counter; `default` starts over at 0. Raises NoSuchCounter."""
         await self._for(name).delete(name)
+
+    def _orphan(self, name: str, n: int, answer: Answer) -> None:
+        if answer.numbers:
+            self._journal.scattered(name, [answer.numbers])
+        if answer.admitted:
+            self._journal.orphaned(name, answer.limit, [(answer.request_count, n)])
 
     def _for(self, name: str) -> Counters:
         if self.closed:

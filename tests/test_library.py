@@ -6,6 +6,8 @@ import asyncio
 import json
 import subprocess
 import sys
+from importlib.resources import files
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,9 +19,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import pythonricing
+import pythonricing.library
 from loadtests.rig.waiting import free_port
 from pythonricing import StateLost, StoreUnavailable, StoreURLError
 from pythonricing.counting.counters import Counters
+from pythonricing.counting.model import Answer
 from pythonricing.stores import create_store
 from tests.docs_check import ROOT, blocks
 from tests.support import Recorder
@@ -207,10 +211,15 @@ def test_a_limit_that_can_not_be_creates_nothing(limit: int, most: int | None) -
         ("memory://", {"store_replicas": 1}, StoreURLError),
         ("postgresql://db/x", {"store_replicas": 1}, StoreURLError),
         ("memory://", {"store_timeout": 0}, ValueError),
-        ("memory://", {"halt_cache": -1}, ValueError),
+        *(("memory://", {"store_timeout": bad}, ValueError) for bad in (-1, 3601, inf, nan, "2", True, None)),
+        *(("memory://", {"store_replicas": bad}, ValueError) for bad in (-1, 101, "1", True, 1.5)),
+        *(("memory://", {"on_loss": bad}, ValueError) for bad in ("Halt", "shrug", "", None)),
+        *(("memory://", {"halt_cache": bad}, ValueError) for bad in (-1, 61, inf, nan)),
+        *(("memory://", {"lease": bad}, ValueError) for bad in (-1, 11, inf, nan)),
+        *((bad, {}, TypeError) for bad in (None, 5, b"memory://")),
     ],
 )
-def test_what_can_not_be_opened_says_so(url: str, options: dict[str, Any], error: type[Exception]) -> None:
+def test_what_can_not_be_opened_says_so(url: Any, options: dict[str, Any], error: type[Exception]) -> None:
     async def main() -> None:
         with pytest.raises(error):
             async with pythonricing.open_counters(url, **options):
@@ -287,6 +296,97 @@ def test_a_claim_that_is_cancelled_is_logged_and_found_again_by_its_key(
     asyncio.run(main())
     logger.remove(sink)
     assert {"counter": "seats", "orphaned": 1, "n": 1} in told
+
+
+def test_a_claim_that_is_cancelled_once_its_answer_is_there_is_logged() -> None:
+    told: list[dict[str, Any]] = []
+    sink = logger.add(lambda message: told.append(message.record["extra"]))
+
+    async def main() -> None:
+        async with pythonricing.open_counters("memory://", lease=0) as counters:
+            await counters.configure("seats", 3)
+            await counters.claim("seats", key="k")
+            for n, key in ((1, None), (1, "k"), (2, None)):  # a number, one that a key has already, a refusal
+                task = asyncio.create_task(counters.claim("seats", n, key=key))
+                while (waited := task._fut_waiter) is None or not waited.done():  # type: ignore[attr-defined]  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert (await counters.read("seats")).count == 2
+            counters._orphan("seats", 2, Answer(True, 7, 9, ((3, 3), (7, 7))))
+
+    asyncio.run(main())
+    logger.remove(sink)
+    assert [each for each in told if "orphaned" in each] == [
+        {"counter": "seats", "orphaned": 2, "n": 1},
+        {"counter": "seats", "orphaned": 7, "n": 2, "numbers": ((3, 3), (7, 7))},
+    ]
+
+
+def test_its_options_are_those_of_the_store_and_of_the_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def spy(what: str) -> None:
+        make = getattr(pythonricing.library, what)
+
+        def made(*args: Any, **options: Any) -> Any:
+            given.append((args, options))
+            return make(*args, **options)
+
+        monkeypatch.setattr(pythonricing.library, what, made)
+
+    async def main() -> None:
+        url = f"redis://127.0.0.1:{free_port()}"
+        options = {"store_timeout": 3.0, "store_replicas": 2, "on_loss": "raise", "halt_cache": 0.5, "lease": 0.03}
+        async with pythonricing.open_counters(url, **options):  # type: ignore[arg-type]
+            pass
+        assert given[0][0] == (url, 3.0, 2, "raise")
+        assert given[1][1] == {"timeout": 3.0, "halt_cache": 0.5, "lease": 0.03}
+
+    spy("create_store")
+    spy("Counters")
+    asyncio.run(main())
+
+
+def test_all_refusals_are_told_when_it_is_closed() -> None:
+    told: list[dict[str, Any]] = []
+    sink = logger.add(lambda message: told.append(message.record["extra"]))
+
+    async def main() -> None:
+        async with pythonricing.open_counters("memory://", halt_cache=0) as counters:
+            await counters.configure("seats", 0)
+            for _ in range(5):
+                await counters.claim("seats")
+
+    asyncio.run(main())
+    logger.remove(sink)
+    assert sum(each.get("refused", 0) for each in told) == 5
+
+
+def test_what_a_claim_or_a_limit_can_not_be_is_told_before_the_store_is_asked() -> None:
+    async def main() -> None:
+        async with pythonricing.open_counters("memory://") as counters:
+            await counters.put("seats", 5000)
+            await counters.put("shared", 5000, each=5000)
+            for act in (
+                counters.claim("seats", 1025, hold=5),
+                counters.claim("shared", 1025, claimant="alice"),
+                counters.configure("seats", -1),
+                counters.configure("seats", 2**53),
+            ):
+                with pytest.raises(ValueError, match=r"at most 1024|whole number"):
+                    await act
+            for limit in (True, 1.5, None):
+                with pytest.raises(TypeError):
+                    await counters.configure("seats", limit)  # type: ignore[arg-type]
+            assert (await counters.read("seats")).limit == 5000
+
+    asyncio.run(main())
+
+
+def test_it_says_that_it_is_typed() -> None:
+    assert files("pythonricing").joinpath("py.typed").is_file()
 
 
 async def ask(app: Any, requests: int, path: str = "/", method: str = "POST", **headers: str) -> list[httpx.Response]:

@@ -93,6 +93,7 @@ class Claim:
             key = None
             for header, value in scope["headers"]:
                 if header in _CLAIM_HEADERS:
+                    value = value.strip(b" \t")
                     if header == b"idempotency-key":
                         if key is not None or not KEY.fullmatch(value):
                             raise problems.unprocessable(

@@ -72,7 +72,7 @@ async def give_back(request: Request) -> Response:
 async def _hold(request: Request, why: str, *, query: bool = False) -> tuple[str, str]:
     """The counter's name and the hold's id; see check_bare."""
     parts = Parts.of(request)
-    if request.headers.get("sec-fetch-site") == "cross-site":
+    if request.headers.get("sec-fetch-site", "").strip() == "cross-site":
         said = "confirm holds or give them back here; nothing was changed"
         check_origin(request.scope, parts.allowed_origins, said)
     name = existing(request)

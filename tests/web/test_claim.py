@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from loadtests.rig.clients import Client
+from tests.docs_check import ROOT
 from tests.web.support import ADMIN, TOKEN, count, exchange, raw
 
 if TYPE_CHECKING:
@@ -225,8 +226,8 @@ def test_a_bad_largest_claim_is_422_and_changes_nothing(api: Service, name: str,
 
 def test_a_body_that_never_comes_is_given_up(api: Service, name: str) -> None:
     head = f"POST /counters/{name} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
-    status, _, _ = exchange(api, head.encode())  # and then nothing
-    assert status == 408
+    status, headers, _ = exchange(api, head.encode())  # and then nothing
+    assert (status, headers["connection"]) == (408, "close")
     assert count(api, name) == 0
 
 
@@ -252,3 +253,23 @@ def test_get_only_reads_where_it_is_told_to(empty_valkey: RedisServer, service: 
     assert (status, headers["ratelimit"], headers["cache-control"]) == (200, '"limit";r=4', "no-store")
     assert running.get("/openapi.json")[1]["paths"]["/"]["get"]["operationId"] == "readDefault"
     assert count(running) == 1
+
+
+def test_blanks_around_a_header_are_no_part_of_it(api: Service, name: str) -> None:
+    for key in ("abc", "abc ", "\tabc \t"):
+        status, _, body = raw(api, "POST", f"/counters/{name}", f"Idempotency-Key: {key}")
+        assert (status, json.loads(body)["request_count"]) == (200, 1)
+    for method, path in (("POST", ""), ("POST", f"/holds/{'A' * 22}"), ("DELETE", f"/holds/{'A' * 22}")):
+        assert raw(api, method, f"/counters/{name}{path}", "Sec-Fetch-Site: cross-site ")[0] == 403
+    assert count(api, name) == 1
+
+
+@pytest.mark.usefixtures("default")
+def test_the_first_minutes_show_what_it_answers(api: Service) -> None:
+    page = (ROOT / "docs/first-steps.md").read_text().splitlines()
+    assert raw(api, "GET", "/")[2].decode() in page
+    assert raw(api, "POST", "/counters/seats?N=4")[2].decode() in page
+    body = b'{"limit": 3}'
+    headers = f"Authorization: Bearer {TOKEN}", f"Content-Length: {len(body)}"
+    assert raw(api, "PUT", "/counters/coupons", *headers, body=body)[2].decode() in page
+    assert api.get("/counters/coupons", "DELETE", **ADMIN)[0] == 204

@@ -67,3 +67,21 @@ def test_a_service_that_is_away_is_waited_for(empty_valkey: RedisServer, service
         running.start("/readyz")
         assert claiming.result() == 1
     assert running.get("/counters/default", "DELETE", **ADMIN)[0] == 204
+
+
+@pytest.mark.parametrize(("headers", "least"), [({"Retry-After": "3"}, 3), ({}, 1)])
+def test_both_clients_come_again_at_random_moments_after_a_503(
+    headers: dict[str, str], least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example: dict[str, Any] = {"__name__": "example"}
+    exec(next(code for code in blocks((ROOT / "docs/examples.md").read_text()) if "def ask" in code), example)
+    proxy = httpx.MockTransport(lambda _: httpx.Response(503, headers=headers))
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    with httpx.Client(transport=proxy, base_url="http://proxy") as client:
+        for ask, what in ((claim, ["default"]), (example["ask"], ["POST", "/"])):
+            slept.clear()
+            with pytest.raises(TimeoutError, match="no answer"):
+                ask(client, *what)
+            assert len(set(slept)) == len(slept) >= 5
+            assert least <= min(slept) <= max(slept) <= 2 * least

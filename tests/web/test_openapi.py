@@ -158,3 +158,12 @@ def test_a_refusal_may_say_when_to_come_again() -> None:
     headers = openapi.document(routes.OPERATIONS)["components"]["responses"]["429"]["headers"]
     assert headers["Retry-After"]["required"] is False
     assert headers["RateLimit"]["required"] is True
+
+
+def test_it_says_what_a_key_does_and_how_large_n_may_be() -> None:
+    key: dict[str, Any] = openapi.IDEMPOTENCY_KEY
+    number: dict[str, Any] = openapi.NUMBER
+    said = key["description"]
+    assert "While the first request is in progress, a second one with its key waits" in said
+    assert "In quotes or without, it is the same key" in said
+    assert number["schema"]["format"] == "int64"

@@ -94,3 +94,7 @@ def test_every_type_of_problem_has_its_place_in_the_page() -> None:
     types = {problems.QUOTA_EXCEEDED, "about:blank", *(f"urn:pythonricing:{kind}" for kind in get_args(problems.Kind))}
     page = (ROOT / "docs/problems.md").read_text()
     assert sorted(re.findall(r"^## `(.*)`$", page, re.M)) == sorted(types)
+
+
+def test_a_process_that_stops_says_when_to_come_again() -> None:
+    assert problems.stopping().headers["retry-after"] == "1"

@@ -112,6 +112,7 @@ def test_a_claimant_gets_at_most_so_many(api: Service, name: str) -> None:
     status, headers, body = raw(api, "POST", f"/counters/{name}?n=2&for=alice")
     problem = json.loads(body)
     assert (status, problem["violated-policies"], problem["each"], problem["request_count"]) == (429, ["each"], 3, 2)
+    assert problem["detail"] == f"one claimant may have 3 of counter {name} at once: no room for 2 more"
     assert headers["ratelimit-policy"] == '"limit";q=10, "each";q=3'
     path = held(api, name, "n=1&hold=600&for=zoe")
     assert "retry-after" not in raw(api, "POST", f"/counters/{name}?n=2&for=alice")[1]  # it is another's hold
