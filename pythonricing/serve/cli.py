@@ -30,6 +30,8 @@ class Program(click.Group):
     """Commands of which each fails in one line, also where what it prints can't be written."""
 
     def main(self, *arguments: Any, **options: Any) -> Any:
+        if sys.stdout is None:  # closed, as by `>&-`: what is printed must fail, as on a full disk
+            sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
         try:
             return super().main(*arguments, **options)
         except OSError as error:

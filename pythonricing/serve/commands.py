@@ -198,7 +198,7 @@ def _wrapped(line: str, columns: int, before: str = "") -> str:
         if lines:
             lines[-1] += ","
         indent = before or ("  " if lines else "")
-        wrapper = textwrap.TextWrapper(columns - 1, indent, f"{indent}  ", break_long_words=False)
+        wrapper = textwrap.TextWrapper(max(1, columns - 1), indent, f"{indent}  ", break_long_words=False)
         wrapper.break_on_hyphens = False
         lines += wrapper.wrap(part)
     return "\n".join(lines)

@@ -85,9 +85,12 @@ def _store(opened: Opening) -> Iterator[Finding]:
             yield Finding(server, "bad", "does not answer", "see that it runs, or that a replica takes its place")
             continue
         yield from _postgres(words) if "synchronous_commit" in words else _redis(server, words, opened)
-        clock = int(words["clock"])
-        says = f"{abs(clock) / 1e6:.3f} s {'ahead of' if clock > 0 else 'behind'} this machine's"
-        yield _check(f"{server} clock", abs(clock) < CLOCK, says, "let both machines follow NTP (chrony)")
+        yield _clock(server, int(words["clock"]))
+
+
+def _clock(server: str, ahead: int) -> Finding:
+    says = f"{abs(ahead) / 1e6:.3f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+    return _check(f"{server} clock", abs(ahead) < CLOCK, says, "let both machines follow NTP (chrony)")
 
 
 def _redis(server: str, words: Mapping[str, str], opened: Opening) -> Iterator[Finding]:

@@ -103,7 +103,9 @@ def _why(url: str, error: Exception) -> str:
         return f"{url} has no live page: it answers {error.code} {error.reason}"
     reason = error.reason if isinstance(error, URLError) else error
     words = (isinstance(reason, OSError) and reason.strerror) or str(reason) or type(reason).__name__
-    return f"can't watch {url}: {words[0].lower()}{words[1:]}"
+    if not words[:2].isupper():  # "URL …" stays as it is
+        words = words[0].lower() + words[1:]
+    return f"can't watch {url}: {words}"
 
 
 class Screen:

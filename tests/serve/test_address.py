@@ -87,6 +87,20 @@ def test_a_name_becomes_an_ipv4_address_where_it_has_one() -> None:
             free(name, 0)
 
 
+def test_ipv4_comes_first_where_a_name_has_both_and_everywhere_is_reached_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: both)
+    assert free("localhost", 0).host == "127.0.0.1"
+    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: address)
+    for host, reached in (("::", "::1"), ("0.0.0.0", "127.0.0.1"), ("::1", "::1")):
+        assert Address(host, 80).connect(1.0) == (reached, 80)  # type: ignore[comparison-overlap]
+
+
 def test_a_socket_that_was_left_behind_is_taken_away_and_nothing_else_is(tmp_path: Path) -> None:
     path = tmp_path / "own.sock"
     with socket.socket(socket.AF_UNIX) as left:

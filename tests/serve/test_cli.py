@@ -214,3 +214,11 @@ def test_what_can_not_be_printed_is_one_line(
     command = f"{PROGRAM} {words} >/dev/full"
     done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, env=variables, check=False)
     assert (done.returncode, done.stderr) == (1, "pythonricing: can't print: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", ["list", "status", "set a --limit 1", "doctor --json", "schema", "--help"])
+def test_a_stdout_that_is_closed_is_one_line(words: str, empty_valkey: RedisServer) -> None:
+    variables = environment({"store": empty_valkey.url})
+    command = f"{PROGRAM} {words} >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, env=variables, check=False)
+    assert (done.returncode, done.stderr) == (1, "pythonricing: can't print: Bad file descriptor\n")

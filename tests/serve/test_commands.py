@@ -105,6 +105,7 @@ def test_default_is_at_0_of_its_limit_before_its_first_claim(store: str, tmp_pat
     assert run("status", home=tmp_path, store=store) == (0, "default: 0 of 100\n", "")
     assert run("status", home=tmp_path, store=store, limit=7) == (0, "default: 0 of 7\n", "")
     assert run("list", "--json", home=tmp_path, store=store)[1] == "[]\n"  # reading it has not made it
+    assert run("reset", home=tmp_path, store=store, limit=7) == (0, "default: 0 of 7\n", "")
 
 
 def test_what_set_says_reaches_a_service_that_runs(
@@ -183,6 +184,16 @@ def test_on_a_narrow_terminal_names_and_numbers_stay_whole(
         if lines == 4:
             numbers = [f"{numbers[0]}{numbers[1][1:]}"]
         assert listed == [largest, *numbers, "seats", "  0 of 0, 0 left, halted"]
+
+
+def test_a_terminal_of_one_column_has_a_word_a_line(empty_valkey: RedisServer, tmp_path: Path) -> None:
+    run("set", "seats", "--limit", "5", home=tmp_path, store=empty_valkey.url)
+    for words in (["list"], ["status", "seats"]):
+        with Terminal([PROGRAM, *words], environment({"store": empty_valkey.url}), 1) as terminal:
+            assert terminal.wait() == 0
+            assert [line.strip() for line in terminal.plain.splitlines()][-3:] == (
+                ["5,", "5", "left"] if words == ["list"] else ["0", "of", "5"]
+            )
 
 
 def test_no_colour_where_it_is_not_wanted(empty_valkey: RedisServer, tmp_path: Path) -> None:

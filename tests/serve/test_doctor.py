@@ -6,8 +6,11 @@ import json
 import resource
 from typing import TYPE_CHECKING, Any
 
-from loadtests.rig.waiting import free_port
+from loadtests.rig.processes import spawn
+from loadtests.rig.waiting import PATIENCE, free_port, wait_until
 from pythonricing.serve import doctor, servers
+from pythonricing.serve.opening import Opening
+from pythonricing.settings import Settings
 from tests.serve.commands import run
 
 if TYPE_CHECKING:
@@ -58,6 +61,38 @@ def test_what_a_redis_should_do_otherwise_is_said(redis_server: Callable[..., Re
     assert (status, found[f"{node} replicas"]["state"]) == (1, "bad")
 
 
+def test_replicas_that_need_not_confirm_are_warned_of(redis_server: Callable[..., RedisServer], tmp_path: Path) -> None:
+    server = redis_server()
+    redis_server(None, "--replicaof", "127.0.0.1", str(server.port))
+    wait_until(lambda: "state=online" in server.info("replication").get("slave0", ""), "the replica")
+    subject = f"127.0.0.1:{server.port} replicas"
+    found = examine(tmp_path, store=server.url)[1][subject]
+    assert (found["state"], "PYTHONRICING_STORE_REPLICAS to 1" in found["do"]) == ("warning", True)
+    assert examine(tmp_path, store=server.url, store_replicas=1)[1][subject]["state"] == "ok"
+
+
+def test_what_a_redis_says_of_itself_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judged(**words: str) -> dict[str, str]:
+        words = {"redis_version": "7.0.0", "appendonly": "yes", "dir": str(tmp_path)} | words
+        found = doctor._redis("127.0.0.1:1", words, Opening(Settings(), False))
+        return {each.subject.removeprefix("127.0.0.1:1 "): each.state for each in found}
+
+    monkeypatch.setattr(doctor, "DISK", 0)
+    well = judged()
+    assert (well["version"], well["append-only file"], well["disk"]) == ("ok", "ok", "ok")
+    assert judged(redis_version="6.2.14")["version"] == "bad"
+    assert judged(valkey_version="8.1.0", redis_version="6.0.0")["version"] == "ok"
+    assert judged(aof_last_write_status="err")["append-only file"] == "bad"
+    monkeypatch.setattr(doctor, "DISK", 1 << 62)
+    assert judged()["disk"] == "warning"
+
+
+def test_a_clock_that_differs_is_warned_of() -> None:
+    for ahead, state in ((0, "ok"), (499_999, "ok"), (500_000, "warning"), (-500_000, "warning")):
+        assert doctor._clock("here", ahead).state == state
+    assert doctor._clock("here", -2_000_000).says == "2.000 s behind this machine's"
+
+
 def test_every_shard_of_a_cluster_is_examined_and_one_that_is_away_is_named(
     clusters: Callable[..., ClusterServers], tmp_path: Path
 ) -> None:
@@ -86,6 +121,36 @@ def test_a_postgresql_without_fsync_is_bad(empty_postgres: PostgresServer, tmp_p
     assert found["postgresql synchronous_commit"]["state"] == "ok"
     assert found["postgresql standbys"]["says"] == "0, of which 0 confirm"
     assert found["postgresql clock"]["state"] == "ok"
+
+
+def test_what_a_postgresql_should_do_otherwise_is_said(empty_postgres: PostgresServer, tmp_path: Path) -> None:
+    server = empty_postgres
+    command = [str(server.programs / "pg_receivewal"), "--directory", str(server.folder)]
+    with (tmp_path / "standby").open("wb") as output:
+        standby = spawn([*command, "--dbname", server.url], output=output.fileno(), **server.identity())
+    try:
+        server.sql("ALTER ROLE postgres SET synchronous_commit = off", "SELECT")
+        server.sql("ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()")
+        wait_until(lambda: server.sql("SHOW full_page_writes") == [("off",)], "the configuration to be read")
+        wait_until(lambda: server.sql("SELECT count(*) FROM pg_stat_replication") == [(1,)], "the standby")
+        found = examine(tmp_path, store=server.url)[1]
+    finally:
+        server.sql("ALTER ROLE postgres RESET synchronous_commit", "SELECT")
+        server.sql("ALTER SYSTEM RESET full_page_writes", "SELECT pg_reload_conf()")
+        standby.kill()
+        standby.wait(PATIENCE)
+    assert found["postgresql full_page_writes"]["state"] == "bad"
+    assert "synchronous_commit to on" in found["postgresql synchronous_commit"]["do"]
+    assert found["postgresql standbys"]["says"] == "1, of which 0 confirm"
+    assert "synchronous_standby_names" in found["postgresql standbys"]["do"]
+
+
+def test_what_a_postgresql_says_of_itself_is_judged() -> None:
+    words = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on", "standbys": "2", "synchronous": "1"}
+    for version, state in (("13.9", "warning"), ("14.0", "ok")):
+        found = {each.subject: each.state for each in doctor._postgres({**words, "version": version})}
+        assert found.pop("postgresql version") == state
+        assert set(found.values()) == {"ok"}
 
 
 def test_a_store_that_is_away_is_bad_and_the_machine_is_examined_all_the_same(tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ Stop the service:    Ctrl-C
     assert "Traceback" not in terminal._read.decode()
 
 
+def test_a_terminal_is_told_how_to_ask_a_unix_socket(empty_valkey: RedisServer, tmp_path: Path) -> None:
+    path = tmp_path / "own.sock"
+    with Terminal([PROGRAM, "serve", "--uds", str(path)], environment({"store": empty_valkey.url})) as terminal:
+        terminal.wait_for("Ctrl-C")
+        curl = f"curl --unix-socket {path}"
+        assert f"Watch the counters:  {curl} --no-buffer http://here/watch/events\n" in terminal.plain
+        assert f"Claim a number:      {curl} http://here/\n" in terminal.plain
+        assert terminal.end() == 0
+
+
 def admitted(terminal: Terminal) -> int:
     return sum(map(int, re.findall(r"(\d+) admitted", terminal.plain)))
 

@@ -7,12 +7,14 @@ import pty
 import select
 import signal
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from loadtests.rig.waiting import PATIENCE, wait_until
 from tests.serve.commands import PROGRAM
+from tests.serve.terminals import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,3 +70,30 @@ def test_watch_ends_with_a_signal_and_gives_the_cursor_back(
     assert HIDE_CURSOR in shown
     assert shown.rindex(SHOW_CURSOR) > shown.rindex(HIDE_CURSOR)
     assert b"Traceback" not in shown
+
+
+#: Ctrl-C while the first screen is drawn.
+INTERRUPTED = """
+import os, signal, sys
+from pythonricing.serve import terminal
+from pythonricing.serve.cli import main
+
+draw = terminal.Screen.__rich_console__
+
+def interrupted(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    return draw(*arguments)
+
+terminal.Screen.__rich_console__ = interrupted
+main(["watch", sys.argv[1]])
+"""
+
+
+def test_a_signal_during_the_first_drawing_gives_the_cursor_back_too(
+    empty_valkey: RedisServer, service: Callable[..., Service]
+) -> None:
+    running = service(empty_valkey.url, "/readyz", workers=1)
+    with Terminal([sys.executable, "-c", INTERRUPTED, running.url], os.environ) as terminal:
+        assert terminal.wait() == 0
+        assert terminal.text.rindex(SHOW_CURSOR.decode()) > terminal.text.rindex(HIDE_CURSOR.decode())
+        assert "Traceback" not in terminal.text

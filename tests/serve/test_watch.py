@@ -176,6 +176,12 @@ def test_watch_in_a_terminal_connects_again_and_ends_with_ctrl_c(
 
     try:
         wait_until(lambda: shows("HALTED"), "the counter to be shown")
+        # Silence is noticed too: five seconds of it.
+        workers = running.worker_pids()
+        for number, words in ((signal.SIGSTOP, "no connection"), (signal.SIGCONT, "  live")):
+            for pid in workers:
+                os.kill(pid, number)
+            wait_until(lambda words=words: shows(words), f"{words!r} after {number.name}")
         running.terminate()
         wait_until(lambda: shows("no connection"), "the end to be noticed")
         service(empty_valkey.url, workers=2, port=running.port, wait_for="/readyz")
@@ -237,6 +243,10 @@ def test_another_server_is_one_plain_line() -> None:
     with answering(404) as port:
         address = f"http://127.0.0.1:{port}"
         assert failed(address) == f"pythonricing: {address} has no live page: it answers 404 Not Found\n"
+
+
+def test_what_is_no_word_keeps_its_capitals() -> None:
+    assert failed("http://a b").startswith("pythonricing: can't watch http://a b: URL can't contain")
 
 
 @pytest.mark.parametrize(
