@@ -62,7 +62,7 @@ def test_what_a_redis_should_do_otherwise_is_said(redis_server: Callable[..., Re
 
 
 def test_replicas_that_need_not_confirm_are_warned_of(redis_server: Callable[..., RedisServer], tmp_path: Path) -> None:
-    server = redis_server()
+    server = redis_server(None, "--repl-diskless-sync-delay", "0")
     redis_server(None, "--replicaof", "127.0.0.1", str(server.port))
     wait_until(lambda: "state=online" in server.info("replication").get("slave0", ""), "the replica")
     subject = f"127.0.0.1:{server.port} replicas"

@@ -178,10 +178,12 @@ def test_watch_in_a_terminal_connects_again_and_ends_with_ctrl_c(
         wait_until(lambda: shows("HALTED"), "the counter to be shown")
         # Silence is noticed too: five seconds of it.
         workers = running.worker_pids()
-        for number, words in ((signal.SIGSTOP, "no connection"), (signal.SIGCONT, "  live")):
-            for pid in workers:
-                os.kill(pid, number)
-            wait_until(lambda words=words: shows(words), f"{words!r} after {number.name}")
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: shows("no connection"), "the silence to be noticed")
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: shows("  live"), "a connection after the silence")
         running.terminate()
         wait_until(lambda: shows("no connection"), "the end to be noticed")
         service(empty_valkey.url, workers=2, port=running.port, wait_for="/readyz")
