@@ -31,7 +31,9 @@ class Program(click.Group):
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         if sys.stdout is None:  # closed, as by `>&-`: what is printed must fail, as on a full disk
-            sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 1)
+            os.set_inheritable(1, True)  # workers have it too
+            sys.stdout = os.fdopen(1, "w")
         try:
             return super().main(*arguments, **options)
         except OSError as error:

@@ -72,6 +72,24 @@ def test_it_listens_on_a_name_a_free_port_or_a_socket_and_says_where(
     assert not (tmp_path / "own.sock").exists()
 
 
+@pytest.mark.parametrize("server", ["granian", "uvicorn"])
+def test_it_serves_where_stdin_and_stdout_are_closed(server: str, empty_valkey: RedisServer, tmp_path: Path) -> None:
+    address = Address("", 0, str(tmp_path / "own.sock"))
+    process = subprocess.Popen(
+        f"exec {PROGRAM} serve --server {server} --workers 1 --uds {address.uds} <&- >&-",
+        shell=True,
+        stderr=subprocess.PIPE,
+        env=environment({"store": empty_valkey.url}),
+        preexec_fn=default_signals,
+    )
+    try:
+        wait_until(lambda: b'{"request_count":1,' in ask(address, "/"), "the service")
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, b"")
+
+
 def test_a_free_port_is_free() -> None:
     address = free("127.0.0.1", 0)
     says = f"can't listen on 127.0.0.1:{address.port}: Address already in use"
