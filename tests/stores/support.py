@@ -9,19 +9,21 @@ import threading
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loadtests.rig.waiting import PATIENCE, wait_until
 from pythonricing.counting.model import Answer, Batch, Seen, StoreError, StoreUnavailable, Word
 from pythonricing.stores import create_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from loadtests.rig.redis import RedisServer
     from loadtests.rig.service import Service
     from pythonricing.counting.counters import Counters
     from pythonricing.counting.store import Store
+
+T = TypeVar("T")
 
 
 @contextlib.asynccontextmanager
@@ -90,6 +92,15 @@ async def persist(store: Store, act: Callable[[], Any], name: str | None = None)
                 return await act()
             except StoreUnavailable:
                 await asyncio.sleep(0.02)
+
+
+async def in_the_end(act: Callable[[], Awaitable[T]]) -> T:
+    """Do it until it succeeds, where the time-out that a test needs is short for a busy machine."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(StoreError):
+                return await act()
+            await asyncio.sleep(0.02)
 
 
 async def claim_steadily(counters: Counters, answers: list[Answer | Exception], pause: float = 0.002) -> None:
