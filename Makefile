@@ -72,10 +72,11 @@ sbom: .venv/dev  ## what is in the image, and under which licences; writes resul
 	@container="$$(podman create localhost/pythonricing)" && trap "podman rm $$container >/dev/null" EXIT \
 		&& podman export "$$container" | $(BIN)/python deploy/image/sbom.py results/sbom.json
 
+# pip 23.2, which Python 3.11.7 brings along, forgets the pin of what is asked for with an extra: hence --no-strip-extras.
 lock:  ## resolve the dependencies anew; needs uv
-	uv pip compile --upgrade --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
+	uv pip compile --upgrade --no-strip-extras --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
 		--all-extras pyproject.toml --output-file requirements/dev.lock
-	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
+	uv pip compile --no-strip-extras --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.11 \
 		--extra embedded --extra watch --constraint requirements/dev.lock pyproject.toml --output-file requirements/serve.lock
 	uv pip compile --generate-hashes --universal --no-emit-index-url --no-header --python-version 3.13 \
 		--constraint requirements/dev.lock pyproject.toml --output-file requirements/image.lock
