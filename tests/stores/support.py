@@ -28,11 +28,12 @@ T = TypeVar("T")
 
 @contextlib.asynccontextmanager
 async def opened(url: str, patience: float = 20.0, **options: Any) -> AsyncIterator[Any]:
-    """A connected store."""
+    """A store that is connected to all of its servers."""
     store = create_store(url, patience, **options)
     await store.open()
     try:
-        await asyncio.wait_for(store.ready(), PATIENCE)
+        await asyncio.wait_for(store.ready(), PATIENCE)  # one of a cluster's masters
+        await until(lambda: all(server.connected for server in store.servers()))
         yield store
     finally:
         await store.close()
