@@ -6,6 +6,7 @@ import http.client
 import signal
 import time
 from base64 import b64encode
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -224,7 +225,7 @@ class Screen:
         """A name in a line or more of its own, and what there is to say under it."""
         for counter in shown:
             name = [counter.name[start : start + width] for start in range(0, len(counter.name), width)]
-            beneath = _packed([f"{counter.count:,}", f"of {counter.limit:,}", _words(counter)], width)
+            beneath = _packed([f"{counter.count:,}", f"of {counter.limit:,}", *self._words(counter).split()], width)
             if height < len(name) + len(beneath) + 1:
                 yield Text("… and more", "dim")
                 return
@@ -247,8 +248,16 @@ class Screen:
         admitted, refused = self._rates.get(counter.name, (0.0, 0.0))
         return (
             *(counter.name, f"{counter.count:,}", f"{counter.limit:,}", f"{admitted:,.0f}", f"{refused:,.0f}"),
-            _words(counter),
+            self._words(counter),
         )
+
+    def _words(self, counter: Shown) -> str:
+        words = {"lost": "STATE LOST", "halted": "HALTED", "open": "open"}[_state(counter)]
+        words += f", {counter.leased:,} leased" if counter.leased else ""
+        words += f", {counter.held:,} held" if counter.held else ""
+        if counter.renews and self._event is not None:
+            words += f", renews in {timedelta(seconds=max(0, (counter.renews - self._event.time) // 1000))}"
+        return words
 
     def _over(self) -> int:
         """The last second that was over when the newest event was made."""
@@ -279,12 +288,6 @@ def _packed(words: Sequence[str], width: int) -> list[str]:
 
 def _state(counter: Shown) -> str:
     return "lost" if counter.lost else "halted" if counter.count >= counter.limit else "open"
-
-
-def _words(counter: Shown) -> str:
-    words = {"lost": "STATE LOST", "halted": "HALTED", "open": "open"}[_state(counter)]
-    words += f", {counter.leased:,} leased" if counter.leased else ""
-    return words + (f", {counter.held:,} held" if counter.held else "")
 
 
 def _style(counter: Shown) -> str:

@@ -146,6 +146,18 @@ def test_the_terminal_shows_what_is_leased() -> None:
     assert "open, 12 leased" in " ".join(" ".join(lines_of(screen)).split())
 
 
+def test_the_terminal_shows_what_is_held_and_when_a_counter_renews() -> None:
+    screen = Screen("http://here")
+    sold_out = counter("coupons", 100)
+    sold_out.held, sold_out.renews = 3, 3_723_500
+    screen.take(event(1, sold_out, whole=True))
+    assert "HALTED, 3 held, renews in 1:02:02" in " ".join(" ".join(lines_of(screen)).split())
+    screen.take(event(2))  # nothing has changed but the time
+    assert "renews in 1:02:01" in " ".join(" ".join(lines_of(screen, width=20)).split())
+    screen.take(event(4000))  # its clock is ahead of the store's
+    assert "renews in 0:00:00" in " ".join(" ".join(lines_of(screen)).split())
+
+
 def test_watch_in_a_terminal_connects_again_and_ends_with_ctrl_c(
     empty_valkey: RedisServer, service: Callable[..., Service]
 ) -> None:
