@@ -7,7 +7,9 @@ import uuid
 import zoneinfo
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -19,12 +21,15 @@ from pythonricing.counting.counters import Counters
 from pythonricing.counting.journal import Journal
 from pythonricing.counting.model import MAX_DUE, Rules, StoreRejected, StoreUnavailable, Wish, ZoneUnknown
 from pythonricing.serve.commands import COMMANDS
+from pythonricing.telemetry.events import Event
 from tests.stores.support import batch, opened, word
+from tests.web.support import TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from loadtests.rig.service import Service
     from pythonricing.counting.model import Counter, Verdict
     from pythonricing.counting.store import Store
 
@@ -275,3 +280,43 @@ def test_a_zone_that_this_machine_does_not_know_keeps_claims_from_its_counter_on
 
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
     assert issubclass(ZoneUnknown, StoreRejected)
+
+
+def test_a_service_that_does_not_know_a_counter_s_zone_answers_503_for_it_and_shows_the_others(
+    url: str, name: str, zones: Path, service: Callable[..., Service]
+) -> None:
+    if url == "memory://":
+        pytest.skip("memory is not shared by workers")
+
+    async def scenario() -> str:
+        async with opened(url) as store:
+            counters = Counters(store, Journal())
+            await counters.open()
+            before = await claimed_before_midnight(counters, store, name, zones)
+            await counters.put(f"{name}-other", 10)
+            await pass_time(store, name, before.ends / 1e6)
+            await counters.close()
+            return before.zone
+
+    zone = asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    api = service(url, wait_for="/readyz", admin_token=TOKEN)
+    authorization = {"authorization": f"Bearer {TOKEN}"}
+    for method, path, body in (
+        ("POST", "", b""),
+        ("GET", "", b""),
+        ("PUT", "", b'{"limit": 5}'),
+        ("DELETE", "", b""),
+        ("DELETE", "/numbers/1-1", b""),
+    ):
+        status, problem = api.get(f"/counters/{name}{path}", method, body, **authorization)
+        assert (status, problem.get("type", "")[-17:]) == (503, "store-unavailable"), (method, path, problem)
+        assert f"no time zone '{zone}'" in problem["detail"]
+    assert api.get(f"/counters/{name}-other", "POST")[1]["request_count"] == 1
+    listed = {counter["name"]: counter for counter in api.get("/counters", **authorization)[1]["counters"]}
+    assert (listed[name]["count"], listed[name]["zone"]) == (3, zone)
+    with urlopen(f"http://127.0.0.1:{api.port}/metrics", timeout=PATIENCE) as told:
+        assert f'pythonricing_state_lost{{counter="{name}-other"}} 0.0' in told.read().decode()
+    with urlopen(f"http://127.0.0.1:{api.port}/watch/events", timeout=PATIENCE) as told:
+        first = next(line for line in told if line.startswith(b"data: "))
+    shown = {counter.name: counter.count for counter in msgspec.json.decode(first[6:], type=Event).counters}
+    assert (shown[name], shown[f"{name}-other"]) == (3, 1)
