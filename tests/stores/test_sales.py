@@ -23,7 +23,7 @@ from pythonricing.counting.model import MAX_DUE, Rules, StoreRejected, StoreUnav
 from pythonricing.serve.commands import COMMANDS
 from pythonricing.telemetry.events import Event
 from tests.stores.support import batch, opened, word
-from tests.web.support import TOKEN
+from tests.web.support import ADMIN, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -300,7 +300,6 @@ def test_a_service_that_does_not_know_a_counter_s_zone_answers_503_for_it_and_sh
 
     zone = asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
     api = service(url, wait_for="/readyz", admin_token=TOKEN)
-    authorization = {"authorization": f"Bearer {TOKEN}"}
     for method, path, body in (
         ("POST", "", b""),
         ("GET", "", b""),
@@ -308,11 +307,11 @@ def test_a_service_that_does_not_know_a_counter_s_zone_answers_503_for_it_and_sh
         ("DELETE", "", b""),
         ("DELETE", "/numbers/1-1", b""),
     ):
-        status, problem = api.get(f"/counters/{name}{path}", method, body, **authorization)
+        status, problem = api.get(f"/counters/{name}{path}", method, body, **ADMIN)
         assert (status, problem.get("type", "")[-17:]) == (503, "store-unavailable"), (method, path, problem)
         assert f"no time zone '{zone}'" in problem["detail"]
     assert api.get(f"/counters/{name}-other", "POST")[1]["request_count"] == 1
-    listed = {counter["name"]: counter for counter in api.get("/counters", **authorization)[1]["counters"]}
+    listed = {counter["name"]: counter for counter in api.get("/counters", **ADMIN)[1]["counters"]}
     assert (listed[name]["count"], listed[name]["zone"]) == (3, zone)
     with urlopen(f"http://127.0.0.1:{api.port}/metrics", timeout=PATIENCE) as told:
         assert f'pythonricing_state_lost{{counter="{name}-other"}} 0.0' in told.read().decode()
