@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.containers.manifests import DEPLOY, OVERLAYS, SETS, by_kind, containers, identity, merge, pod_spec, read
 from tests.containers.podman import ROOT
@@ -353,7 +354,7 @@ def test_the_lock_names_the_extras_that_packages_ask_for() -> None:
     """Else pip 23.2 takes the newest release of `coverage[toml]`, which has no hash there, and installs nothing."""
     lines = (ROOT / "requirements" / "dev.lock").read_text().splitlines()
     asked = {
-        (requirement.name, extra)
+        (canonicalize_name(requirement.name), extra)
         for distribution in importlib.metadata.distributions()
         for requirement in map(Requirement, distribution.requires or ())
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""})

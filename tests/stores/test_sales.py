@@ -282,12 +282,10 @@ def test_a_zone_that_this_machine_does_not_know_keeps_claims_from_its_counter_on
     assert issubclass(ZoneUnknown, StoreRejected)
 
 
+@pytest.mark.parametrize("url", [*redis_programs(), *postgres_programs()], indirect=True, ids=str)
 def test_a_service_that_does_not_know_a_counter_s_zone_answers_503_for_it_and_shows_the_others(
     url: str, name: str, zones: Path, service: Callable[..., Service]
 ) -> None:
-    if url == "memory://":
-        pytest.skip("memory is not shared by workers")
-
     async def scenario() -> str:
         async with opened(url) as store:
             counters = Counters(store, Journal())
